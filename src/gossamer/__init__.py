@@ -1,0 +1,84 @@
+"""Gossamer makes trained neural networks smaller, faster and cheaper to run, and proves that they still work.
+
+>>> import gossamer
+>>> gossamer.Budget(max_drop=0.01).minimize
+'latency'
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gossamer.compression import apply, compare, compress, measure, plan, verify
+    from gossamer.errors import GossamerError
+    from gossamer.intake.onnx_file import load
+    from gossamer.intake.samples import DataOptions
+    from gossamer.intake.torch_module import load_torch
+    from gossamer.measuring.layers import inspect_model
+    from gossamer.nouns.budget import Budget
+    from gossamer.nouns.facts import Facts
+    from gossamer.nouns.model import Model, save
+    from gossamer.nouns.plan import Plan, Scope, Step
+    from gossamer.nouns.record import Record
+    from gossamer.nouns.samples import Samples
+
+__version__ = "0.1.0"
+
+# where each public name lives; imported at first use, so that `import gossamer` stays light
+_HOME = {
+    "Budget": "nouns.budget",
+    "DataOptions": "intake.samples",
+    "Facts": "nouns.facts",
+    "GossamerError": "errors",
+    "Model": "nouns.model",
+    "Plan": "nouns.plan",
+    "Record": "nouns.record",
+    "Samples": "nouns.samples",
+    "Scope": "nouns.plan",
+    "Step": "nouns.plan",
+    "apply": "compression",
+    "compare": "compression",
+    "compress": "compression",
+    "inspect_model": "measuring.layers",
+    "load": "intake.onnx_file",
+    "load_torch": "intake.torch_module",
+    "measure": "compression",
+    "plan": "compression",
+    "save": "nouns.model",
+    "verify": "compression",
+}
+
+__all__ = [
+    "Budget",
+    "DataOptions",
+    "Facts",
+    "GossamerError",
+    "Model",
+    "Plan",
+    "Record",
+    "Samples",
+    "Scope",
+    "Step",
+    "apply",
+    "compare",
+    "compress",
+    "inspect_model",
+    "load",
+    "load_torch",
+    "measure",
+    "plan",
+    "save",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gossamer' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"gossamer.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

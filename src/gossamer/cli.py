@@ -1,0 +1,311 @@
+"""The command line: one command a step, the same words as in Python.
+
+Every import that costs time is inside its command, so that `gossamer --help` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gossamer.errors import GossamerError, OptionError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gossamer.intake.samples import DataOptions
+    from gossamer.nouns.record import Record
+
+NOT_MET = 3
+BAD_INPUT = 2
+
+app = typer.Typer(
+    name="gossamer",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Make a trained network smaller and faster, and prove that it still works.",
+)
+
+
+def fraction(text: str) -> float:
+    """`1%` or `0.01`, both 0.01."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number; write 1% or 0.01") from None
+    if not 0 <= value <= 1:
+        raise typer.BadParameter(f"{text} is outside 0 to 100%; write 1% or 0.01 for one point")
+    return value
+
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.", show_default=False)]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="Samples: an .npz or .npy file, a folder of images (sub-folders are the classes), or module:function "
+        "giving an iterable of batches. Labels are optional.",
+        show_default=False,
+    ),
+]
+Drop = Annotated[
+    float, typer.Option(parser=fraction, metavar="FRACTION", help="Largest allowed fall of the metric, absolute: 1% or 0.01.")
+]
+Minimize = Annotated[str, typer.Option(metavar="latency|size", help="What the result should be best in.")]
+Confident = Annotated[
+    bool, typer.Option("--confident", help="Demand the floor of the whole 95% interval, not of the point estimate.")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the result goes.")]
+Metric = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="top1, agreement, snr, or module:function giving one score a sample. By default: top1 with labels; without, "
+        "agreement with the original for classifiers, else signal-to-noise ratio.",
+        show_default=False,
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of the three splits: calibrate, select, verify.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of the runtime, while measuring too.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output; progress goes to standard error.")]
+Size = Annotated[int | None, typer.Option(min=1, help="Images: crop to SIZE x SIZE.", show_default=False)]
+Resize = Annotated[int | None, typer.Option(min=1, help="Images: length of the shorter side before the crop.", show_default=False)]
+Mean = Annotated[str, typer.Option(metavar="A,B,C", help="Images: subtracted from scaled pixels, a number a channel or one.")]
+Std = Annotated[str, typer.Option(metavar="A,B,C", help="Images: divides after that.")]
+Scale = Annotated[float | None, typer.Option(help="Images: multiplies pixels of 0-255 first (default 1/255).", show_default=False)]
+Layout = Annotated[str, typer.Option(metavar="nchw|nhwc", help="Images: order of the axes.")]
+Channels = Annotated[str, typer.Option(metavar="rgb|bgr|grey", help="Images: order of the channels.")]
+
+
+@app.command()
+def compress(
+    model: ModelPath,
+    data: Data,
+    max_drop: Drop = "1%",  # type: ignore[assignment]  # typer parses the default like a word
+    minimize: Minimize = "latency",
+    out: Out = Path("out"),
+    confident: Confident = False,
+    metric: Metric = None,
+    seed: Seed = 0,
+    threads: Threads = 1,
+    size: Size = None,
+    resize: Resize = None,
+    mean: Mean = "",
+    std: Std = "",
+    scale: Scale = None,
+    layout: Layout = "nchw",
+    channels: Channels = "rgb",
+    json: Json = False,
+) -> None:
+    """Find the fastest (or smallest) form of MODEL that keeps its accuracy, measured on the runtime.
+
+    The samples are split in three: one part calibrates, one chooses between candidates, one verifies what is returned.
+    Every candidate is exported, opened, run, timed against the original in turns, and scored.
+
+    FOLDER then holds `model.onnx`, `plan.yaml` (what was done; replay it with `gossamer apply`), `record.json`
+    (everything measured) and `report.html` (open it in a browser, no network needed).
+
+    Exit status: 0 the floor holds, 3 nothing meets it (the best is written all the same), 2 bad input.
+
+    Examples:
+
+        gossamer compress model.onnx --data val.npz --max-drop 1% -o out/
+
+        gossamer compress model.onnx --data photos/ --size 224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+
+        gossamer compress encoder.onnx --data loader:sentences --minimize size
+    """
+    from gossamer.nouns.budget import Budget
+
+    with reporting() as console:
+        from gossamer import compression
+
+        options = data_options(size, resize, mean, std, scale, layout, channels)
+        budget = Budget(max_drop, minimize, confident)  # type: ignore[arg-type]  # Budget checks the word
+        record = compression.compress(model, data, budget, out, options, metric, seed, threads, console.log_line)
+        console.finish(record, json)
+
+
+@app.command()
+def inspect(model: ModelPath, json: Json = False) -> None:
+    """Show what MODEL holds: parameters, MACs, bytes, peak memory, a table of layers, and what can be compressed."""
+    with reporting() as console:
+        import msgspec
+
+        from gossamer.intake.onnx_file import load
+        from gossamer.measuring.layers import inspect_model
+        from gossamer.report.text import print_inspection
+
+        found = inspect_model(load(model))
+        if json:
+            console.give(msgspec.json.encode(found))
+        else:
+            print_inspection(found, console.out)
+
+
+@app.command()
+def compare(
+    original: Annotated[Path, typer.Argument(metavar="A", help="The original ONNX file.", show_default=False)],
+    result: Annotated[Path, typer.Argument(metavar="B", help="The ONNX file to hold against it.", show_default=False)],
+    data: Data,
+    max_drop: Drop = "1%",  # type: ignore[assignment]
+    metric: Metric = None,
+    threads: Threads = 1,
+    size: Size = None,
+    resize: Resize = None,
+    mean: Mean = "",
+    std: Std = "",
+    scale: Scale = None,
+    layout: Layout = "nchw",
+    channels: Channels = "rgb",
+    json: Json = False,
+) -> None:
+    """Hold model B against model A on all samples: accuracy or agreement, bytes, interleaved latency, error by layer.
+
+    Exit status: 0 B keeps the floor, 3 it does not, 2 bad input.
+    """
+    with reporting() as console:
+        from gossamer import compression
+
+        options = data_options(size, resize, mean, std, scale, layout, channels)
+        comparison = compression.compare(original, result, data, max_drop, options, metric, threads)
+        console.finish_comparison(comparison, json)
+
+
+@app.command()
+def apply(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.yaml that compress wrote.", show_default=False)],
+    model: ModelPath,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="DATA", help="Calibrate with these samples, not the plan's own.", show_default=False),
+    ] = None,
+    out: Out = Path("out"),
+    json: Json = False,
+) -> None:
+    """Carry out PLAN on MODEL again, without searching. The same plan, model and samples give the same bytes."""
+    with reporting() as console:
+        import msgspec
+
+        from gossamer import compression
+        from gossamer.nouns.model import save
+
+        target = out / "model.onnx"
+        written = save(compression.apply(plan, model, data), target)
+        if json:
+            console.give(msgspec.json.encode({"artifact": str(target), "bytes": {"result": written}}))
+        else:
+            console.out.print(f"{target}: {written:,} bytes")
+
+
+@app.command()
+def demo(out: Out = Path("demo-out"), json: Json = False) -> None:
+    """Compress a network that comes with gossamer, on real labelled images. Downloads nothing, takes a minute.
+
+    Leaves `original.onnx` and `data.npz` beside the result, to try the other commands on.
+    """
+    with reporting() as console:
+        from importlib.resources import files
+
+        from gossamer import compression
+        from gossamer.nouns.budget import Budget
+        from gossamer.nouns.model import write_file
+
+        for name in ("original.onnx", "data.npz"):
+            write_file(out / name, files("gossamer.demo").joinpath(name).read_bytes())
+        record = compression.compress(
+            out / "original.onnx", str(out / "data.npz"), Budget(), out, say=console.log_line
+        )
+        console.finish(record, json)
+
+
+def data_options(
+    size: int | None, resize: int | None, mean: str, std: str, scale: float | None, layout: str, channels: str
+) -> DataOptions:
+    """The image options as one noun.
+
+    Raises:
+        OptionError: a list of numbers that is none, or values out of range.
+    """
+    from gossamer.intake.samples import DataOptions
+
+    def numbers(name: str, text: str) -> tuple[float, ...]:
+        try:
+            return tuple(float(part) for part in text.split(",") if part.strip())
+        except ValueError:
+            raise OptionError(f"--{name} is {text!r}; write numbers with commas between them") from None
+
+    chosen = {"scale": scale} if scale is not None else {}
+    return DataOptions(size, resize, numbers("mean", mean), numbers("std", std), layout=layout, channels=channels, **chosen)  # type: ignore[arg-type]
+
+
+class Terminal:
+    """Where words go: results to standard output, progress and warnings to standard error."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.out: Console = Console()
+        self.progress: Console = Console(stderr=True)
+
+    def log_line(self, text: str) -> None:
+        """A line of progress."""
+        self.progress.print(f"  {text}", style="dim", markup=False, highlight=False)
+
+    def give(self, text: bytes) -> None:
+        """The one JSON object."""
+        sys.stdout.write(text.decode().strip() + "\n")
+
+    def finish(self, record: Record, json: bool) -> None:
+        """Show a record and leave with its exit status."""
+        from gossamer.report.text import print_record
+
+        if json:
+            self.give(record.to_json())
+        else:
+            print_record(record, self.out)
+        if not record.met:
+            raise typer.Exit(NOT_MET)
+
+    def finish_comparison(self, comparison: Any, json: bool) -> None:
+        """Show a comparison and leave with its exit status."""
+        import msgspec
+
+        from gossamer.report.text import print_comparison
+
+        if json:
+            self.give(msgspec.json.encode(comparison))
+        else:
+            print_comparison(comparison, comparison.layers, self.out)
+        if not comparison.met:
+            raise typer.Exit(NOT_MET)
+
+
+@contextmanager
+def reporting() -> Iterator[Terminal]:
+    """Turn every error a person can mend into one line on standard error and exit status 2."""
+    try:
+        yield Terminal()
+    except GossamerError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        raise typer.Exit(BAD_INPUT) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted before anything was ready\n")
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

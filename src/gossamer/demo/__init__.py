@@ -1,0 +1,1 @@
+"""The demo network and its data: a small Fashion-MNIST classifier."""

@@ -1,0 +1,123 @@
+"""Nothing leaves without it: the exported file is opened, run, its types and bytes checked, timed and scored."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from gossamer.errors import CandidateError, ModelError
+from gossamer.measuring.latency import compare_latency
+from gossamer.measuring.quality import Metric, Scores, compare, score
+from gossamer.nouns.budget import Budget
+from gossamer.nouns.facts import Accuracy, Bytes, Facts
+from gossamer.nouns.model import size_bytes
+from gossamer.nouns.samples import Samples
+from gossamer.runtimes.onnxruntime import Session, open_session
+
+ROUNDING = 1e-9  # a drop of exactly the floor must not fail by the last bit of a mean
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The original, opened and scored once on one split.
+
+    Attributes:
+        session: on the runtime the result is meant for.
+        size_bytes: of everything needed to run it.
+        samples: the split.
+        scores: of the original on them.
+        feeds: the batch that is timed: one sample, or as many as the model insists on.
+    """
+
+    session: Session
+    size_bytes: int
+    samples: Samples
+    scores: Scores
+    feeds: dict[str, np.ndarray]
+
+
+def open_original(path: Path, threads: int) -> Session:
+    """Open the original.
+
+    Raises:
+        ModelError: the runtime cannot run it.
+    """
+    try:
+        return open_session(path, threads)
+    except CandidateError as error:
+        raise ModelError(f"{path.name}: {error}; only a model that runs can be compressed") from error
+
+
+def baseline(session: Session, path: Path, samples: Samples, metric: Metric) -> Baseline:
+    """Score the original on a split.
+
+    Raises:
+        ModelError, DataError: it fails on the samples, or they do not fit.
+    """
+    first = next(samples.take(np.arange(1)).batches(1)).feeds
+    repeats = session.static_batch or 1
+    feeds = {name: np.repeat(array, repeats, axis=0) for name, array in first.items()}
+    return Baseline(session, size_bytes(path), samples, score(session, samples, metric), feeds)
+
+
+def judge(
+    path: Path, original: Baseline, metric: Metric, stores: Collection[str] = (), budget_s: float = 3.0
+) -> Facts:
+    """Measure an exported file against the original.
+
+    Args:
+        path: the file as it would be handed over.
+        stores: tensor types (ONNX names) that it promises to hold.
+        budget_s: seconds for timing.
+
+    Raises:
+        CandidateError: it does not open or run, gives NaN, or lacks a promised type.
+    """
+    session = open_session(path, original.session.threads)
+    if session.inputs.keys() != original.session.inputs.keys() or session.outputs != original.session.outputs:
+        raise CandidateError(f"{path.name}: inputs or outputs have other names than the original's")
+    check_types(path, stores)
+    scores = score(session, original.samples, metric, original.scores)
+    latency = compare_latency(original.session, session, original.feeds, original.session.threads, budget_s=budget_s)
+    return Facts(compare(original.scores, scores), Bytes(original.size_bytes, size_bytes(path)), latency)
+
+
+def unchanged(original: Baseline) -> Facts:
+    """The original against itself: timed in earnest, so that the record shows its latency, but not scored again."""
+    session = original.session
+    latency = compare_latency(session, session, original.feeds, session.threads, budget_s=1.0)
+    accuracy = compare(original.scores, original.scores)
+    return Facts(accuracy, Bytes(original.size_bytes, original.size_bytes), latency)
+
+
+def check_types(path: Path, stores: Collection[str]) -> None:
+    """Read the file back and see that every promised type is there.
+
+    Raises:
+        CandidateError: names the type that is missing, and what is there instead.
+    """
+    stored = stored_bytes(path)
+    for name in stores:
+        if not stored[name]:
+            held = ", ".join(f"{count} bytes of {dtype}" for dtype, count in stored.most_common())
+            raise CandidateError(f"{path.name}: promised {name} weights, but holds {held or 'no weights'}")
+
+
+def stored_bytes(path: Path) -> Counter[str]:
+    """ONNX type name -> bytes of initializers of that type in a file's main graph."""
+    counts: Counter[str] = Counter()
+    for value in ir.load(path).graph.initializers.values():
+        if value.const_value is not None:
+            counts[value.const_value.dtype.name] += value.const_value.nbytes
+    return counts
+
+
+def meets(accuracy: Accuracy, budget: Budget) -> bool:
+    """Whether the floor holds: on the point estimate, or with `confident` on the interval's upper end."""
+    drop = accuracy.high if budget.confident else accuracy.drop
+    return drop <= budget.max_drop + ROUNDING

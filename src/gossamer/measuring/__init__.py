@@ -1,0 +1,1 @@
+"""What is measured: size, MACs, memory, latency, quality, ranges."""

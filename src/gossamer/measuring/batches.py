@@ -1,0 +1,74 @@
+"""Running a session over samples: how many go into one call, and one call after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from gossamer.nouns.samples import Batch, Samples
+from gossamer.runtimes.onnxruntime import Session
+
+Outputs = dict[str, np.ndarray]  # output name -> (B, ...)
+
+LARGEST_BATCH = 32
+BATCH_BYTES = 8_000_000  # of inputs; a network's activations are some ten times as big
+SAME = 1e-3  # of the largest output: kernels for one sample and for many differ by rounding, far less than this
+
+
+def batch_size(session: Session, samples: Samples) -> int:
+    """How many samples to give the session in one call.
+
+    A model whose batch axis is fixed gets just that many. Else up to 32, if the first sample comes out the same
+    alone and in company: a model that mixes samples (dynamic int8 takes its ranges over the whole batch, some
+    models put time on the first axis) is scored one sample at a time, as it will be used.
+    """
+    if session.static_batch:
+        return session.static_batch
+    if len(samples) < 2:
+        return 1
+    pair = next(samples.take(np.arange(2)).batches(2))
+    if not _independent(session, pair):
+        return 1
+    sample_bytes = sum(array.nbytes for array in pair.feeds.values()) // 2
+    return max(1, min(LARGEST_BATCH, BATCH_BYTES // max(1, sample_bytes)))
+
+
+def run_batch(session: Session, feeds: Mapping[str, np.ndarray], size: int) -> Outputs:
+    """All outputs for a batch of any length, in calls of at most `size` samples."""
+    count = len(next(iter(feeds.values())))
+    parts = [
+        session.run({name: array[start : start + size] for name, array in feeds.items()})
+        for start in range(0, count, size)
+    ]
+    if len(parts) == 1:
+        return dict(zip(session.outputs, map(np.asarray, parts[0]), strict=True))
+    columns = zip(*parts, strict=True)
+    return {name: np.concatenate(column) for name, column in zip(session.outputs, columns, strict=True)}
+
+
+def _independent(session: Session, pair: Batch) -> bool:
+    """Whether the first of two samples gives the same outputs alone as beside the second."""
+    if len(next(iter(pair.feeds.values()))) < 2:  # the two have different shapes
+        return False
+    try:
+        together = session.run(pair.feeds)
+        alone = session.run({name: array[:1] for name, array in pair.feeds.items()})
+    except Exception:  # the graph takes one sample only, whatever its input says; onnxruntime's errors share no type
+        return False
+    return all(_is_row_of(one, many) for one, many in zip(alone, together, strict=True))
+
+
+def _is_row_of(one: np.ndarray, many: np.ndarray) -> bool:
+    one, many = np.asarray(one), np.asarray(many)
+    if many.ndim == 0 or many.shape != (2, *one.shape[1:]) or one.shape[0] != 1:
+        return False
+    if many.dtype.kind not in "fiub":
+        return bool(np.array_equal(one[0], many[0]))
+    largest = float(np.max(np.abs(one), initial=0, where=np.isfinite(one)))
+    return bool(np.allclose(one[0], many[0], rtol=SAME, atol=SAME * largest, equal_nan=True))
+
+
+def reason(error: Exception) -> str:
+    """The first line of what the runtime says, short enough for a message."""
+    return str(error).strip().split("\n", 1)[0][:300] or type(error).__name__

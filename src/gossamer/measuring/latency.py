@@ -1,0 +1,174 @@
+"""Latency: models timed against each other in one process, in turns, so that a busy machine slows all alike."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from time import perf_counter, sleep
+
+import numpy as np
+
+from gossamer.nouns.facts import Latency
+from gossamer.runtimes.onnxruntime import NAME, VERSION, Session
+
+TURN_MS = 20.0  # a turn shorter than a scheduler's time slice would catch its noise
+FEWEST_ROUNDS = 5
+PATIENCE = 4  # times the budget that the fewest rounds may take, if single calls are slow
+
+
+def compare_latency(
+    original: Session,
+    result: Session,
+    feeds: Mapping[str, np.ndarray],
+    threads: int = 1,
+    rounds: int = 25,
+    budget_s: float = 3.0,
+) -> Latency:
+    """Time two models against each other on one batch.
+
+    Both sessions must have been opened with `threads`. The ratio is taken within each round, where both models
+    met the same neighbours, and only then summarised: its median, and its 10th and 90th percentile over rounds.
+
+    Args:
+        feeds: input name -> array, as both sessions take them, batch axis included.
+        rounds: at most this many.
+        budget_s: stop after so many seconds, but not before five rounds unless those would take four times as long.
+    """
+    times = race({"original": original, "result": result}, feeds, threads, rounds, budget_s)
+    ratios = np.divide(times["original"], times["result"])
+    return Latency(
+        original=median(times["original"]),
+        result=median(times["result"]),
+        ratio=float(np.median(ratios)),
+        low=float(np.percentile(ratios, 10)),
+        high=float(np.percentile(ratios, 90)),
+        threads=threads,
+        runtime=f"{NAME} {VERSION}",
+    )
+
+
+def race(
+    sessions: Mapping[str, Session],
+    feeds: Mapping[str, np.ndarray],
+    threads: int = 1,
+    rounds: int = 25,
+    budget_s: float = 3.0,
+) -> dict[str, list[float]]:
+    """Time many models on one batch, in turns whose order alternates: A B C, C B A, A B C ...
+
+    In its turn a model is called until 20 ms have passed, once at least. Meanwhile the process is pinned to `threads`
+    processors, where the system allows, and garbage collection waits.
+
+    Returns:
+        Session name -> one latency a round, in milliseconds: the median of the turn's calls. All lists are as long.
+    """
+    feeds = dict(feeds)
+    order = list(sessions)
+    times: dict[str, list[float]] = {name: [] for name in order}
+    with pinned(threads), _no_garbage_collection():
+        for session in sessions.values():  # warm-up: the first calls allocate, and pack weights
+            _turn(session, feeds)
+        begin = perf_counter()
+        for done in range(rounds):
+            spent_s = perf_counter() - begin
+            if spent_s > budget_s and (done >= FEWEST_ROUNDS or spent_s > PATIENCE * budget_s):
+                break
+            for name in order:
+                times[name].append(_turn(sessions[name], feeds))
+            order.reverse()
+    return times
+
+
+def _turn(session: Session, feeds: dict[str, np.ndarray]) -> float:
+    """The median latency of a turn's calls, in milliseconds."""
+    run = session.handle.run
+    calls_ms: list[float] = []
+    left_ms = TURN_MS
+    while left_ms > 0:
+        begin = perf_counter()
+        run(None, feeds)
+        calls_ms.append((perf_counter() - begin) * 1000)
+        left_ms -= calls_ms[-1]
+    return median(calls_ms)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def pinned(threads: int) -> Iterator[None]:
+    """Keep this process on `threads` processors, the idlest; every thread gets its own set back in the end.
+
+    One thread: only the calling thread is pinned, as it does all the work. More: every thread of the process is,
+    as the runtime's pool was made when the session was opened. Where the system offers no pinning, nothing happens.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    chosen = _idlest(threads)
+    before = _affinities([0] if threads == 1 else _threads())
+    try:
+        for thread in before:
+            _set_affinity(thread, chosen)
+        yield
+    finally:
+        for thread, processors in before.items():
+            _set_affinity(thread, processors)
+
+
+def _threads() -> list[int]:
+    """Ids of all threads of this process; 0, the calling one, where the system does not list them."""
+    try:
+        return [int(name) for name in os.listdir("/proc/self/task")]
+    except OSError:
+        return [0]
+
+
+def _affinities(threads: list[int]) -> dict[int, set[int]]:
+    found = {}
+    for thread in threads:
+        try:
+            found[thread] = os.sched_getaffinity(thread)
+        except OSError:  # the thread has ended
+            continue
+    return found
+
+
+def _set_affinity(thread: int, processors: set[int]) -> None:
+    try:
+        os.sched_setaffinity(thread, processors)
+    except OSError:  # the thread has ended, or a container forbids it: the measurement is still a measurement
+        pass
+
+
+def _idlest(count: int) -> set[int]:
+    """Those processors, of the ones this process may use, that idled most in the last tenth of a second."""
+    allowed = sorted(os.sched_getaffinity(0))
+    if len(allowed) <= count:
+        return set(allowed)
+    before = _idle_ticks()
+    sleep(0.1)
+    after = _idle_ticks()
+    idled = {processor: after.get(processor, 0) - before.get(processor, 0) for processor in allowed}
+    return set(sorted(allowed, key=lambda processor: -idled[processor])[:count])
+
+
+def _idle_ticks() -> dict[int, int]:
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+    except OSError:
+        return {}
+    rows = [line.split() for line in lines if line.startswith("cpu") and line[3:4].isdigit()]
+    return {int(row[0][3:]): int(row[4]) for row in rows}

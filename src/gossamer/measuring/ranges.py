@@ -1,0 +1,138 @@
+"""What the activations of a model look like: one streaming pass over the samples, memory O(one batch)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from gossamer.arith.histogram import Observed, Tally
+from gossamer.errors import CandidateError, DataError, ModelError
+from gossamer.nouns.model import Model
+from gossamer.nouns.samples import Samples
+from gossamer.runtimes.onnxruntime import Session, open_session, outputs_of
+
+BATCH_BYTES = 64_000_000  # of inputs and observed activations; twice this is held, as counting lags one batch behind
+LARGEST_BATCH = 16  # activations that nobody observes grow with the batch as well
+
+
+def observe(
+    model: Model, names: Sequence[str], samples: Samples, histogram: bool, threads: int = 1
+) -> dict[str, Observed]:
+    """The extremes of every sample, and if asked the histogram, of some tensors of the main graph.
+
+    A model of fixed batch size gets exactly that; what pads the last batch is not observed. In a fixed batch above
+    one, a tensor whose first axis is no multiple of the batch counts as one sample.
+
+    Args:
+        names: float tensors: inputs of the graph or results of its nodes.
+        samples: at least one, with an array for every input.
+        threads: of the runtime; counting runs beside it on one more.
+
+    Raises:
+        ModelError: there is no such tensor, or it does not hold floats.
+        DataError: a tensor held NaN or infinity; the text names it and the sample.
+        CandidateError: the runtime refuses the model, or fails on a batch.
+    """
+    wanted = list(dict.fromkeys(names))
+    inputs = {value.name for value in model.ir.graph.inputs}
+    fetched = [name for name in wanted if name not in inputs]
+    tallies = {name: Tally(histogram) for name in wanted}
+    session = open_session(_with_outputs(model, fetched), threads)
+    size, fixed = _batch_size(session, fetched, samples)
+    with ThreadPoolExecutor(max_workers=1) as counter:
+        counted = counter.submit(_count, {}, {}, 0, 1)  # nothing yet
+        for batch in samples.batches(size):
+            feeds = _padded(batch.feeds, size) if fixed else batch.feeds
+            tensors = feeds | _run(session, fetched, feeds)
+            counted.result()
+            counted = counter.submit(_count, tallies, tensors, _rows(batch.feeds), _rows(feeds))
+        counted.result()
+    seen = {name: tally.result() for name, tally in tallies.items()}
+    for name, observed in seen.items():
+        _check_finite(name, observed, samples)
+    return seen
+
+
+def _with_outputs(model: Model, names: Sequence[str]) -> Model:
+    clone = model.clone()
+    graph = clone.ir.graph
+    values = {value.name: value for node in graph for value in node.outputs}
+    outputs = {value.name for value in graph.outputs}
+    for name in names:
+        if name not in values:
+            raise ModelError(f"{model.name}: no node of the main graph computes {name!r}; only such tensors have ranges")
+        if name not in outputs:
+            graph.outputs.append(values[name])
+    return clone
+
+
+class _BatchSize(NamedTuple):
+    size: int
+    fixed: bool
+
+
+def _batch_size(session: Session, fetched: Sequence[str], samples: Samples) -> _BatchSize:
+    """The model's own batch size; or as many samples as fit in memory, if all tensors have one row for each."""
+    shapes = [shape for _, shape in session.inputs.values()]
+    if shapes and shapes[0] and isinstance(shapes[0][0], int) and shapes[0][0] > 0:
+        return _BatchSize(shapes[0][0], True)
+    if not len(samples):
+        return _BatchSize(1, False)
+    one = next(samples.take(np.arange(1)).batches(1)).feeds
+    alone = _run(session, fetched, one)
+    try:
+        twice = _run(session, fetched, _padded(one, 2))
+    except CandidateError:  # its batch axis is free in name only
+        return _BatchSize(1, False)
+    if any(array.shape[:1] != (1,) for array in alone.values()) or any(array.shape[:1] != (2,) for array in twice.values()):
+        return _BatchSize(1, False)
+    one_bytes = sum(array.nbytes for array in (*one.values(), *alone.values()))
+    return _BatchSize(max(1, min(LARGEST_BATCH, BATCH_BYTES // max(one_bytes, 1))), False)
+
+
+def _padded(feeds: Mapping[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
+    """The same rows and the last one again until there are `size`."""
+    chosen = np.minimum(np.arange(size), _rows(feeds) - 1)
+    return {name: array if len(array) == size else array[chosen] for name, array in feeds.items()}
+
+
+def _rows(feeds: Mapping[str, np.ndarray]) -> int:
+    return len(next(iter(feeds.values())))
+
+
+def _run(session: Session, fetched: Sequence[str], feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    if not fetched:
+        return {}
+    try:
+        return dict(zip(fetched, outputs_of(session, fetched, feeds), strict=True))
+    except Exception as error:  # onnxruntime raises a dozen unrelated types
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+        raise CandidateError(f"onnxruntime fails on a batch of calibration samples: {line}") from error
+
+
+def _count(tallies: Mapping[str, Tally], tensors: Mapping[str, np.ndarray], kept: int, size: int) -> None:
+    """Take in the first `kept` of a batch's `size` samples."""
+    for name, tally in tallies.items():
+        array = tensors[name]
+        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+            kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+            raise ModelError(f"tensor {name!r} holds {kind}; ranges are of float tensors only")
+        if array.ndim == 0 or len(array) % size:
+            tally.add(array[None])  # no row for each sample: taken whole
+        else:
+            tally.add(array.reshape(size, -1 if array.size else 0)[:kept])
+
+
+def _check_finite(name: str, observed: Observed, samples: Samples) -> None:
+    if observed.finite:
+        return
+    bad = ~(np.isfinite(observed.sample_low_N) & np.isfinite(observed.sample_high_N))
+    first = int(np.argmax(bad))
+    where = f"sample {samples.rows[first]}" if bad.size == len(samples) else "a sample"
+    raise DataError(
+        f"tensor {name!r} is NaN or infinite on {where} of {samples.source}; check that sample, the preprocessing "
+        "and the model's weights"
+    )

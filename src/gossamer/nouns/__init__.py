@@ -1,0 +1,1 @@
+"""The nouns that travel between the stages: Model, Samples, Budget, Facts, Plan, Record. All frozen."""

@@ -1,0 +1,67 @@
+"""Facts: what was measured of a result, always beside its original."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A paired comparison on the same samples.
+
+    Attributes:
+        metric: "top1", "agreement" (arg-max equal to the original's), "snr" (share of the output's power that is
+            not noise), or the `module:function` that scored.
+        original, result: mean score of each.
+        drop: original - result, in units of the metric.
+        low, high: 95 % confidence interval of the drop.
+        n: samples compared.
+        snr_db: signal-to-noise ratio of the result's outputs against the original's, in dB.
+    """
+
+    metric: str
+    original: float
+    result: float
+    drop: float
+    low: float
+    high: float
+    n: int
+    snr_db: float
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Bytes on disk of everything needed to run."""
+
+    original: int
+    result: int
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Interleaved latency of one call, original and result in one process.
+
+    Attributes:
+        original, result: medians, in milliseconds.
+        ratio: original / result, the median over rounds (above 1 is faster).
+        low, high: 10th and 90th percentile of the ratio over rounds.
+        threads: intra-op threads; the process was pinned to as many processors where the system allows.
+        runtime: name and version.
+    """
+
+    original: float
+    result: float
+    ratio: float
+    low: float
+    high: float
+    threads: int
+    runtime: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One candidate's measurements against the original."""
+
+    accuracy: Accuracy
+    bytes: Bytes
+    latency_ms: Latency

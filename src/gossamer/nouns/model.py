@@ -1,0 +1,114 @@
+"""A model: the ONNX graph in memory and where it came from."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gossamer.errors import OutputError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+PROTO_LIMIT_BYTES = 2_000_000_000  # protobuf refuses 2^31 - 1; the graph itself needs room too
+
+
+@dataclass(frozen=True)
+class Model:
+    """An ONNX graph and its origin. Stages never edit the graph of a model they were given: they clone it.
+
+    Attributes:
+        ir: the graph; big tensors stay on disk, memory-mapped, until they are read.
+        name: what to call it in messages, usually the file's name.
+        path: the file it was read from, or None if it was made in memory.
+        notes: what intake changed or could not change, in plain words.
+        reference: the float model that this one approximates, once a pass has changed the function.
+    """
+
+    ir: ir.Model
+    name: str
+    path: Path | None = None
+    notes: tuple[str, ...] = ()
+    reference: Model | None = None
+
+    def clone(self) -> Model:
+        """A model whose graph can be edited freely; tensors are shared, as they are immutable."""
+        return replace(self, ir=self.ir.clone())
+
+    def weight_bytes(self) -> int:
+        """Bytes of all initializers of the main graph, as stored."""
+        return sum(value.const_value.nbytes for value in self.ir.graph.initializers.values() if value.const_value)
+
+
+def to_bytes(model: Model) -> bytes:
+    """Serialise a model under 2 GB with its weights inside; the same graph gives the same bytes."""
+    import onnx_ir as ir
+
+    return ir.serde.serialize_model(model.ir).SerializeToString(deterministic=True)
+
+
+def save(model: Model, path: Path) -> int:
+    """Write `path` (and `path` + `.data` for weights over 2 GB) and return the bytes of all files needed to run it.
+
+    Written to a temporary name first and renamed, so that an earlier file stays whole if this fails.
+
+    Raises:
+        OutputError: the folder cannot be written, or the disk is full.
+    """
+    import onnx_ir as ir
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if model.weight_bytes() < PROTO_LIMIT_BYTES:
+        return write_file(path, to_bytes(model))
+    data = path.with_name(path.name + ".data")
+    try:
+        # the graph file holds the data file's final name, so both are made in a folder of their own and moved
+        staging = path.with_name(f".{path.name}.{os.getpid()}")
+        staging.mkdir()
+        try:
+            ir.save(model.ir, staging / path.name, external_data=data.name)
+            os.replace(staging / data.name, data)
+            os.replace(staging / path.name, path)
+        finally:
+            for leftover in staging.iterdir():
+                leftover.unlink()
+            staging.rmdir()
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}; free some space or choose another -o") from error
+    return size_bytes(path)
+
+
+def write_file(path: Path, content: bytes) -> int:
+    """Write a file under a temporary name, rename it into place, return its length in bytes.
+
+    Raises:
+        OutputError: the folder cannot be written, or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another -o, or free some space") from error
+    return len(content)
+
+
+def size_bytes(path: Path) -> int:
+    """Bytes on disk of an ONNX file with every external-data file it names."""
+    import onnx
+
+    proto = onnx.load(path, load_external_data=False)
+    names = {
+        entry.value
+        for tensor in onnx.external_data_helper._get_all_tensors(proto)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in names)

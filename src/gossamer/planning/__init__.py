@@ -1,0 +1,1 @@
+"""Which plans are worth trying for a model on a runtime."""

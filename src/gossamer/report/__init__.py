@@ -1,0 +1,1 @@
+"""What was done, as HTML and as terminal text."""

@@ -1,0 +1,224 @@
+"""The reports as a terminal shows them, readable at 80 columns: a run, an inspection, a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from gossamer.measuring.layer_error import LayerError
+from gossamer.measuring.inspection import Axes, Inspection
+from gossamer.measuring.layers import Layer
+from gossamer.nouns.facts import Accuracy, Bytes, Latency
+from gossamer.nouns.record import Candidate, Record
+from gossamer.report import words
+
+BESIDE = ("report.html", "record.json", "plan.yaml")  # what stands beside the artifact
+MOST_ERRORS = 20  # tensors shown; --json has them all
+DULL = ("", "too few weights to matter", "no weights")
+
+
+def print_record(record: Record, console: Console) -> None:
+    """What a run came to: the verdict, original and result side by side, the candidates, warnings, paths."""
+    _line(console, words.headline(record), "bold green" if record.met else "bold yellow")
+    _line(console, words.subline(record), "" if record.met else "yellow")
+    if record.interrupted:
+        _line(console, "The run was interrupted: this is the best so far.", "yellow")
+    console.print()
+    console.print(_before_after(record.accuracy, record.bytes, record.latency_ms, ("original", "result")))
+    _line(console, _conditions(record.accuracy, record.latency_ms, record.machine.processor), "dim")
+    if len(record.candidates) > 1:
+        console.print()
+        console.print(_candidates(record))
+    _bullets(console, record.warnings, "yellow")
+    console.print()
+    _paths(console, record.artifact)
+
+
+class Comparison(Protocol):
+    """Two files held against each other, as `compression.compare` gives it."""
+
+    @property
+    def met(self) -> bool: ...
+    @property
+    def max_drop(self) -> float: ...
+    @property
+    def accuracy(self) -> Accuracy: ...
+    @property
+    def bytes(self) -> Bytes: ...
+    @property
+    def latency_ms(self) -> Latency: ...
+    @property
+    def layers(self) -> Sequence[LayerError]: ...
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """Two models side by side, A the original, and the tensors in which they differ most."""
+    metric = comparison.accuracy.metric
+    floor = words.drop_text(metric, comparison.max_drop) + (" points" if words.is_share(metric) else "")
+    verdict = "B keeps the floor" if comparison.met else "B does not keep the floor"
+    _line(console, f"{verdict}: at most {floor} lower", "bold green" if comparison.met else "bold yellow")
+    console.print(_before_after(comparison.accuracy, comparison.bytes, comparison.latency_ms, ("A", "B")))
+    _line(console, _conditions(comparison.accuracy, comparison.latency_ms), "dim")
+    if comparison.layers:
+        console.print()
+        console.print(_errors(comparison.layers[:MOST_ERRORS]))
+
+
+def print_inspection(inspection: Inspection, console: Console) -> None:
+    """What a model is made of: the layers that multiply or can shrink, then totals, inputs and outputs."""
+    _line(console, inspection.model, "bold")
+    shown = [layer for layer in inspection.layers if layer.macs != 0 or layer.compressible or layer.reason not in DULL]
+    if shown:
+        console.print(_layers(shown))
+    hidden = len(inspection.layers) - len(shown)
+    if hidden:
+        _line(console, f"{hidden} more nodes with few weights or none; --json lists all", "dim")
+    console.print()
+    console.print(_totals(inspection))
+    _bullets(console, inspection.notes, "dim")
+
+
+def _before_after(accuracy: Accuracy, size: Bytes, latency: Latency, names: tuple[str, str]) -> Table:
+    table = _table("", *names, "", numeric=(1, 2))
+    table.add_row("size", words.size_text(size.original), words.size_text(size.result), words.size_words(size))
+    spread = f"({words.number(latency.low, 2)} to {words.number(latency.high, 2)})"
+    table.add_row(
+        "latency",
+        words.latency_text(latency.original),
+        words.latency_text(latency.result),
+        f"{words.speed_words(latency)} {spread}",
+    )
+    interval = (
+        f"({words.drop_text(accuracy.metric, accuracy.low)} to {words.drop_text(accuracy.metric, accuracy.high)})"
+    )
+    table.add_row(
+        Text(_metric(accuracy)),
+        words.score_text(accuracy.metric, accuracy.original),
+        words.score_text(accuracy.metric, accuracy.result),
+        f"{words.drop_words(accuracy)} {interval}",
+    )
+    return table
+
+
+def _metric(accuracy: Accuracy) -> str:
+    short = {"top1": "top-1", "agreement": "agreement", "snr": "signal share"}
+    return short.get(accuracy.metric, accuracy.metric)
+
+
+def _conditions(accuracy: Accuracy, latency: Latency, processor: str = "") -> str:
+    threads = f"{latency.threads} thread{'s' if latency.threads != 1 else ''}"
+    on = f" on {processor}" if processor else ""
+    return (
+        f"{accuracy.n:,} samples, 95 % interval of the drop; output noise {words.number(accuracy.snr_db, 1)} dB below "
+        f"signal; {latency.runtime}, {threads}{on}, 10th to 90th percentile of the ratio"
+    )
+
+
+def _candidates(record: Record) -> Table:
+    table = _table("", "candidate", "latency", "size", "drop", "floor", numeric=(2, 3, 4))
+    for one in record.candidates:
+        chosen = one.plan.name == record.chosen
+        mark = Text("▸" if chosen else " ", "green")
+        table.add_row(mark, Text(one.plan.name, "bold" if chosen else ""), *_outcome(one))
+    table.title = f"candidates, on the {record.splits.select.n:,} samples that choose"
+    return table
+
+
+def _outcome(one: Candidate) -> tuple[Text, ...]:
+    if one.facts is None:
+        return Text("—"), Text("—"), Text("—"), Text(f"failed: {one.error or 'no reason given'}", "yellow")
+    return (
+        Text(words.latency_text(one.facts.latency_ms.result)),
+        Text(words.size_text(one.facts.bytes.result)),
+        Text(words.drop_text(one.facts.accuracy.metric, one.facts.accuracy.drop)),
+        Text("met", "green") if one.met else Text("missed", "yellow"),
+    )
+
+
+def _paths(console: Console, artifact: str) -> None:
+    """Each on a line of its own, unbroken, so that it can be clicked or copied."""
+    beside = [Path(artifact).with_name(name) for name in BESIDE]
+    for path in (artifact, *(str(path) for path in beside if path.exists())):
+        console.print(Text(path), soft_wrap=True)
+
+
+def _totals(inspection: Inspection) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_row("parameters", f"{inspection.parameters:,}")
+    table.add_row("multiply-accumulates", "unknown" if inspection.macs is None else _count(inspection.macs))
+    table.add_row("on disk", words.size_text(inspection.bytes))
+    peak = inspection.peak_activation_bytes
+    table.add_row("peak activations", "unknown" if peak is None else words.size_text(peak))
+    table.add_row("opset", Text(", ".join(f"{name or 'ai.onnx'} {opset}" for name, opset in inspection.opset.items())))
+    for kind, many in (("input", inspection.inputs), ("output", inspection.outputs)):
+        for axes in many:
+            table.add_row(kind, Text(_axes(axes)))
+    return table
+
+
+def _axes(axes: Axes) -> str:
+    if axes.shape is None:
+        return f"{axes.name}  {axes.type}, any shape"
+    free = f", free axes {', '.join(map(str, axes.dynamic))}" if axes.dynamic else ""
+    return f"{axes.name}  {axes.type} ({', '.join(map(str, axes.shape))}){free}"
+
+
+def _layers(layers: Sequence[Layer]) -> Table:
+    table = _table("layer", "operator", "output", "weights", "MACs", "can shrink", numeric=(3, 4))
+    for layer in layers:
+        verdict = Text("yes" if layer.compressible else "no", "green" if layer.compressible else "")
+        verdict.append(f": {layer.reason}" if layer.reason else "", "dim")
+        shape = layer.output_shapes[0] if layer.output_shapes else None
+        row = (Text(layer.name), Text(layer.op), Text(_shape(shape)), _count(layer.parameters), _count(layer.macs))
+        table.add_row(*row, verdict)
+    return table
+
+
+def _shape(shape: Sequence[int] | None) -> str:
+    """A shape for one sample: a first axis of one is left out."""
+    if shape is None:
+        return "?"
+    return "×".join(map(str, shape[1:] if len(shape) > 1 and shape[0] == 1 else shape)) or "1"
+
+
+def _count(count: int | None) -> str:
+    if count is None:
+        return "?"
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.{3 if unit == 'G' else 1}f} {unit}"
+    return str(count)
+
+
+def _errors(errors: Sequence[LayerError]) -> Table:
+    table = _table("tensor", "made by", "signal to noise", numeric=(2,))
+    table.title = "where they differ most"
+    for error in errors:
+        table.add_row(Text(error.tensor), error.op, f"{words.number(error.snr_db, 1)} dB")
+    return table
+
+
+def _table(*columns: str, numeric: Sequence[int] = ()) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", header_style="dim", padding=(0, 1, 0, 0)
+    )
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index in numeric else "left", overflow="fold")
+    return table
+
+
+def _bullets(console: Console, lines: Sequence[str], style: str) -> None:
+    for line in lines:
+        console.print(Padding(Text(f"! {line}", style), (0, 0, 0, 0)))
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    """Text as it is: names may hold what rich would read as markup."""
+    console.print(Text(text, style))

@@ -1,0 +1,1 @@
+"""One file a runtime: open, run, what it fuses, what it supports."""

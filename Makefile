@@ -20,7 +20,7 @@ lint: $(FULL)/installed
 	$(FULL)/bin/ruff format --check .
 	$(FULL)/bin/ruff check .
 	$(FULL)/bin/mypy
-	$(FULL)/bin/lint-imports
+	$(FULL)/bin/lint-imports --no-logo
 
 test: lint
 	$(FULL)/bin/python -m pytest -n $(JOBS) -q

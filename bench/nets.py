@@ -38,7 +38,16 @@ class BasicBlock(nn.Module):
 
 def resnet18() -> nn.Module:
     """11.69 M parameters, 1.814 GMAC at 224x224."""
-    widths = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2), (512, 512, 1)]
+    widths = [
+        (64, 64, 1),
+        (64, 64, 1),
+        (64, 128, 2),
+        (128, 128, 1),
+        (128, 256, 2),
+        (256, 256, 1),
+        (256, 512, 2),
+        (512, 512, 1),
+    ]
     blocks = [BasicBlock(*width) for width in widths]
     stem = [conv_bn(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
@@ -51,7 +60,9 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = inputs * expand
         first = [conv_bn(inputs, hidden, 1), nn.ReLU6()] if expand > 1 else []
-        self.body = nn.Sequential(*first, conv_bn(hidden, hidden, 3, stride, hidden), nn.ReLU6(), conv_bn(hidden, outputs, 1))
+        self.body = nn.Sequential(
+            *first, conv_bn(hidden, hidden, 3, stride, hidden), nn.ReLU6(), conv_bn(hidden, outputs, 1)
+        )
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -62,11 +73,21 @@ def mobilenetv2() -> nn.Module:
     """3.50 M parameters, 0.301 GMAC at 224x224."""
     layers: list[nn.Module] = [conv_bn(3, 32, 3, 2), nn.ReLU6()]
     inputs = 32
-    for expand, outputs, count, stride in [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]:
+    for expand, outputs, count, stride in [
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    ]:
         for index in range(count):
             layers.append(InvertedResidual(inputs, outputs, stride if index == 0 else 1, expand))
             inputs = outputs
-    return nn.Sequential(*layers, conv_bn(320, 1280, 1), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000))
+    return nn.Sequential(
+        *layers, conv_bn(320, 1280, 1), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000)
+    )
 
 
 class EncoderLayer(nn.Module):

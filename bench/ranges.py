@@ -19,11 +19,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast, get_args
 
 import numpy as np
 
+from gossamer.arith.clipping import Estimator, clip_range, needs_histogram
+
 NET = "mobilenetv2"
-OURS = ("minmax", "moving_average", "percentile", "sigma", "l2", "l1", "chebyshev", "entropy")
+OURS = get_args(Estimator)
 PEERS = ("onnxruntime minmax", "onnxruntime entropy")
 BARE = "bare forward passes"
 
@@ -75,7 +78,7 @@ def run_case(folder: Path, case: str, arguments: argparse.Namespace) -> dict[str
     elif case in PEERS:
         work = onnxruntime(path, images, case.split()[1])
     else:
-        work = gossamer(path, images, case)
+        work = gossamer(path, images, cast(Estimator, case))
     start = time.perf_counter()
     tensors = work()
     seconds = time.perf_counter() - start
@@ -118,11 +121,10 @@ def onnxruntime(path: Path, images: np.ndarray, method: str) -> Callable[[], int
     return work
 
 
-def gossamer(path: Path, images: np.ndarray, method: str) -> Callable[[], int]:
+def gossamer(path: Path, images: np.ndarray, method: Estimator) -> Callable[[], int]:
     """Ours: the tensors that int8 needs, i.e. input, convolutions behind their activation, residual additions."""
     import onnx_ir as ir
 
-    from gossamer.arith.clipping import clip_range, needs_histogram
     from gossamer.measuring.ranges import observe
     from gossamer.nouns.model import Model
     from gossamer.nouns.samples import samples_from_arrays

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gossamer.intake.onnx_file import load
     from gossamer.intake.samples import DataOptions
     from gossamer.intake.torch_module import load_torch
-    from gossamer.measuring.layers import inspect_model
+    from gossamer.measuring.inspection import inspect
     from gossamer.nouns.budget import Budget
     from gossamer.nouns.facts import Facts
     from gossamer.nouns.model import Model, save
@@ -41,7 +41,7 @@ _HOME = {
     "apply": "compression",
     "compare": "compression",
     "compress": "compression",
-    "inspect_model": "measuring.layers",
+    "inspect": "measuring.inspection",
     "load": "intake.onnx_file",
     "load_torch": "intake.torch_module",
     "measure": "compression",
@@ -64,7 +64,7 @@ __all__ = [
     "apply",
     "compare",
     "compress",
-    "inspect_model",
+    "inspect",
     "load",
     "load_torch",
     "measure",

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -57,9 +57,10 @@ Data = Annotated[
     ),
 ]
 Drop = Annotated[
-    float, typer.Option(parser=fraction, metavar="FRACTION", help="Largest allowed fall of the metric, absolute: 1% or 0.01.")
+    float,
+    typer.Option(parser=fraction, metavar="FRACTION", help="Largest allowed fall of the metric, absolute: 1% or 0.01."),
 ]
-Minimize = Annotated[str, typer.Option(metavar="latency|size", help="What the result should be best in.")]
+Minimize = Annotated[Literal["latency", "size"], typer.Option(help="What the result should be best in.")]
 Confident = Annotated[
     bool, typer.Option("--confident", help="Demand the floor of the whole 95% interval, not of the point estimate.")
 ]
@@ -68,21 +69,29 @@ Metric = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="top1, agreement, snr, or module:function giving one score a sample. By default: top1 with labels; without, "
-        "agreement with the original for classifiers, else signal-to-noise ratio.",
+        help="top1, agreement, snr, or module:function giving one score a sample. By default: top1 with labels; "
+        "without, agreement with the original for classifiers, else signal-to-noise ratio.",
         show_default=False,
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the three splits: calibrate, select, verify.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of the runtime, while measuring too.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output; progress goes to standard error.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON object on standard output; progress goes to standard error.")
+]
 Size = Annotated[int | None, typer.Option(min=1, help="Images: crop to SIZE x SIZE.", show_default=False)]
-Resize = Annotated[int | None, typer.Option(min=1, help="Images: length of the shorter side before the crop.", show_default=False)]
-Mean = Annotated[str, typer.Option(metavar="A,B,C", help="Images: subtracted from scaled pixels, a number a channel or one.")]
+Resize = Annotated[
+    int | None, typer.Option(min=1, help="Images: length of the shorter side before the crop.", show_default=False)
+]
+Mean = Annotated[
+    str, typer.Option(metavar="A,B,C", help="Images: subtracted from scaled pixels, a number a channel or one.")
+]
 Std = Annotated[str, typer.Option(metavar="A,B,C", help="Images: divides after that.")]
-Scale = Annotated[float | None, typer.Option(help="Images: multiplies pixels of 0-255 first (default 1/255).", show_default=False)]
-Layout = Annotated[str, typer.Option(metavar="nchw|nhwc", help="Images: order of the axes.")]
-Channels = Annotated[str, typer.Option(metavar="rgb|bgr|grey", help="Images: order of the channels.")]
+Scale = Annotated[
+    float | None, typer.Option(help="Images: multiplies pixels of 0-255 first (default 1/255).", show_default=False)
+]
+Layout = Annotated[Literal["nchw", "nhwc"], typer.Option(help="Images: order of the axes.")]
+Channels = Annotated[Literal["rgb", "bgr", "grey"], typer.Option(help="Images: order of the channels.")]
 
 
 @app.command()
@@ -129,7 +138,7 @@ def compress(
         from gossamer import compression
 
         options = data_options(size, resize, mean, std, scale, layout, channels)
-        budget = Budget(max_drop, minimize, confident)  # type: ignore[arg-type]  # Budget checks the word
+        budget = Budget(max_drop, minimize, confident)
         record = compression.compress(model, data, budget, out, options, metric, seed, threads, console.log_line)
         console.finish(record, json)
 
@@ -141,10 +150,10 @@ def inspect(model: ModelPath, json: Json = False) -> None:
         import msgspec
 
         from gossamer.intake.onnx_file import load
-        from gossamer.measuring.layers import inspect_model
+        from gossamer.measuring.inspection import inspect as look
         from gossamer.report.text import print_inspection
 
-        found = inspect_model(load(model))
+        found = look(load(model))
         if json:
             console.give(msgspec.json.encode(found))
         else:
@@ -186,7 +195,9 @@ def apply(
     model: ModelPath,
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="DATA", help="Calibrate with these samples, not the plan's own.", show_default=False),
+        typer.Option(
+            "--data", metavar="DATA", help="Calibrate with these samples, not the plan's own.", show_default=False
+        ),
     ] = None,
     out: Out = Path("out"),
     json: Json = False,
@@ -221,14 +232,18 @@ def demo(out: Out = Path("demo-out"), json: Json = False) -> None:
 
         for name in ("original.onnx", "data.npz"):
             write_file(out / name, files("gossamer.demo").joinpath(name).read_bytes())
-        record = compression.compress(
-            out / "original.onnx", str(out / "data.npz"), Budget(), out, say=console.log_line
-        )
+        record = compression.compress(out / "original.onnx", str(out / "data.npz"), Budget(), out, say=console.log_line)
         console.finish(record, json)
 
 
 def data_options(
-    size: int | None, resize: int | None, mean: str, std: str, scale: float | None, layout: str, channels: str
+    size: int | None,
+    resize: int | None,
+    mean: str,
+    std: str,
+    scale: float | None,
+    layout: Literal["nchw", "nhwc"],
+    channels: Literal["rgb", "bgr", "grey"],
 ) -> DataOptions:
     """The image options as one noun.
 
@@ -243,8 +258,8 @@ def data_options(
         except ValueError:
             raise OptionError(f"--{name} is {text!r}; write numbers with commas between them") from None
 
-    chosen = {"scale": scale} if scale is not None else {}
-    return DataOptions(size, resize, numbers("mean", mean), numbers("std", std), layout=layout, channels=channels, **chosen)  # type: ignore[arg-type]
+    factor = 1 / 255 if scale is None else scale
+    return DataOptions(size, resize, numbers("mean", mean), numbers("std", std), factor, layout, channels)
 
 
 class Terminal:
@@ -284,7 +299,7 @@ class Terminal:
         if json:
             self.give(msgspec.json.encode(comparison))
         else:
-            print_comparison(comparison, comparison.layers, self.out)
+            print_comparison(comparison, self.out)
         if not comparison.met:
             raise typer.Exit(NOT_MET)
 

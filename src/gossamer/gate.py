@@ -65,9 +65,7 @@ def baseline(session: Session, path: Path, samples: Samples, metric: Metric) -> 
     return Baseline(session, size_bytes(path), samples, score(session, samples, metric), feeds)
 
 
-def judge(
-    path: Path, original: Baseline, metric: Metric, stores: Collection[str] = (), budget_s: float = 3.0
-) -> Facts:
+def judge(path: Path, original: Baseline, metric: Metric, stores: Collection[str] = (), budget_s: float = 3.0) -> Facts:
     """Measure an exported file against the original.
 
     Args:

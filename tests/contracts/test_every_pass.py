@@ -30,7 +30,7 @@ MIN_SNR_DB = 10.0
 class Graph:
     """Writes a small float graph: `text` in ONNX's text form, weights from a seed, as normalised models have them."""
 
-    def __init__(self, text: str, **weights: tuple[int, ...] | np.ndarray) -> None:
+    def __init__(self, text: str, **weights: Any) -> None:
         rng = np.random.default_rng(7)
         proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]>\n{text}')
         for name, weight in weights.items():
@@ -146,7 +146,7 @@ def attention_weights() -> dict[str, Any]:
     square = dict.fromkeys(("wq", "wk", "wv", "wo"), (16, 16))
     rows = dict.fromkeys(("bq", "bo", "b2", "beta", "beta2"), (16,))
     rest = {"w1": (16, 32), "b1": (32,), "w2": (32, 16), "gamma": positive(16), "gamma2": positive(16)}
-    return {**square, **rows, **rest, "factor": np.float32([0.25]).reshape(())}
+    return {**square, **rows, **rest, "factor": np.array(0.25, np.float32)}
 
 
 def attention() -> tuple[Graph, Samples]:
@@ -227,7 +227,8 @@ GALLERY: dict[str, Callable[[], tuple[Graph, Samples]]] = {
 
 
 # A pass may also stand behind another one that changed the function, and some have work to do only there.
-COMPRESSING = [method for method in contract.names() if not contract.find(method).PRESERVES_FUNCTION]
+PRESERVING = [method for method in contract.names() if contract.find(method).PRESERVES_FUNCTION]
+COMPRESSING = [method for method in contract.names() if method not in PRESERVING]
 BEHIND = [f"{name} behind {method}" for method in COMPRESSING for name in ("residual", "attention")]
 
 
@@ -241,11 +242,20 @@ def build(name: str) -> tuple[Model, Samples]:
 exhibit = cache(build)
 
 
+def attempt(method: str, name: str, model: Model) -> contract.Result:
+    """Run the pass with its default config. Behind another pass it may refuse, with the reason; alone it may not."""
+    try:
+        return contract.run(Step(method), model, Evidence(exhibit(name)[1], 1))
+    except OptionError as error:
+        if " behind " not in name:
+            raise
+        pytest.skip(f"refused: {error}")
+
+
 @cache
 def applied(method: str, name: str) -> contract.Result:
-    """The pass run once with its default config; shared by the tests of one graph."""
-    model, samples = exhibit(name)
-    return contract.run(Step(method), model, Evidence(samples, 1))
+    """The pass run once; shared by the tests of one graph."""
+    return attempt(method, name, exhibit(name)[0])
 
 
 def outputs(model: Model, samples: Samples) -> list[list[np.ndarray]]:
@@ -278,9 +288,9 @@ def test_config_is_frozen(method: str) -> None:
 @every_pass
 @every_graph
 def test_input_is_not_mutated_and_modified_is_honest(method: str, name: str) -> None:
-    model, samples = exhibit(name)
+    model = exhibit(name)[0]
     before = to_bytes(model)
-    result = contract.run(Step(method), model, Evidence(samples, 1))
+    result = attempt(method, name, model)
     assert to_bytes(model) == before
     assert (to_bytes(result.model) != before) is result.modified
     assert result.modified or result.model is model
@@ -289,8 +299,7 @@ def test_input_is_not_mutated_and_modified_is_honest(method: str, name: str) -> 
 @every_pass
 @every_graph
 def test_deterministic(method: str, name: str) -> None:
-    fresh, samples = build(name)
-    again = contract.run(Step(method), fresh, Evidence(samples, 1))
+    again = attempt(method, name, build(name)[0])
     assert to_bytes(again.model) == to_bytes(applied(method, name).model)
     assert again.notes == applied(method, name).notes
 
@@ -312,14 +321,12 @@ def test_result_is_valid_and_close(method: str, name: str) -> None:
     assert snr_db(outputs(model, samples), outputs(result.model, samples)) > MIN_SNR_DB
 
 
-@every_pass
+@pytest.mark.parametrize("method", PRESERVING)
 @every_graph
 def test_second_run_changes_nothing(method: str, name: str) -> None:
-    if not contract.find(method).PRESERVES_FUNCTION:
-        pytest.skip("only promised by passes that preserve the function")
-    samples = exhibit(name)[1]
-    again = contract.run(Step(method), applied(method, name).model, Evidence(samples, 1))
-    assert not again.modified
+    once = applied(method, name).model
+    again = attempt(method, name, once)
+    assert not again.modified and again.model is once
 
 
 @every_pass
@@ -332,7 +339,14 @@ def test_empty_scope_changes_nothing(method: str) -> None:
 @every_pass
 def test_some_graph_is_changed(method: str) -> None:
     """A pass that never does anything would keep every other promise."""
-    assert any(applied(method, name).modified for name in [*GALLERY, *BEHIND])
+    assert any(changes(method, name) for name in [*GALLERY, *BEHIND])
+
+
+def changes(method: str, name: str) -> bool:
+    try:
+        return contract.run(Step(method), exhibit(name)[0], Evidence(exhibit(name)[1], 1)).modified
+    except OptionError:
+        return False
 
 
 def snr_db(wanted: list[list[np.ndarray]], got: list[list[np.ndarray]]) -> float:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-from gossamer.errors import OptionError
+from gossamer.errors import CandidateError, OptionError
+from gossamer.graph.edit import constant
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Scope, Step
 from gossamer.passes.contract import Result, run
@@ -36,7 +37,7 @@ def equalize(model: Model, skip: tuple[str, ...] = (), **config: float) -> Resul
 
 
 def weight(model: Model, name: str) -> np.ndarray:
-    return model.ir.graph.initializers[name].const_value.numpy()
+    return np.asarray(constant(model.ir.graph.initializers[name]))
 
 
 def assert_equal_outputs(before: Model, after: Model, x: np.ndarray) -> None:
@@ -48,7 +49,7 @@ def assert_equal_outputs(before: Model, after: Model, x: np.ndarray) -> None:
 def uneven(rng: np.random.Generator, *shape: int) -> np.ndarray:
     """Weights whose output channels differ by up to 30 times in range."""
     spread = 10 ** rng.uniform(-0.75, 0.75, (shape[0], *[1] * (len(shape) - 1)))
-    return (rng.normal(size=shape) * spread / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+    return np.asarray(rng.normal(size=shape) * spread / np.sqrt(np.prod(shape[1:])), np.float32)
 
 
 def activation(
@@ -184,7 +185,7 @@ def test_shared_weights_stay_and_a_shared_bias_is_copied() -> None:
         "w": uneven(rng, 3, 3, 1),
         "v": uneven(rng, 3, 3, 1),
         "u": uneven(rng, 3, 3, 1),
-        "c": np.float32([1, 2, 3]),
+        "c": np.arange(1, 4, dtype=np.float32),
     }
     x = rng.normal(size=(1, 3, 6)).astype(np.float32)
 
@@ -201,6 +202,17 @@ def test_shared_weights_stay_and_a_shared_bias_is_copied() -> None:
     after = equalize(before).model
     assert np.array_equal(weight(after, "c"), weights["c"])
     assert_equal_outputs(before, after, x)
+
+
+def test_an_overflow_is_refused_with_the_node() -> None:
+    first, second = np.full((2, 2, 1), 1e-3, np.float32), np.full((2, 2, 1), 10, np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w0", "c"], ["a"], "first"),
+        helper.make_node("Conv", ["a", "w1"], ["y"], "second"),
+    ]
+    model = make(nodes, (1, 2, 3), {"w0": first, "w1": second, "c": np.full(2, 3e37, np.float32)})
+    with pytest.raises(CandidateError, match="weights of first infinite; lower max_scale"):
+        equalize(model, max_scale=1e3)
 
 
 @pytest.mark.parametrize("max_scale", [1.0, 0.0, -3.0, 1e7])

@@ -33,7 +33,7 @@ def facts(drop: float, ratio: float, size: int, half: float = 0.006) -> Facts:
 
 
 def candidate(name: str, steps: tuple[Step, ...], measured: Facts, seconds: float) -> Candidate:
-    calibration = Calibration("demo-out/data.npz", {}, 0, "9f2c")
+    calibration = Calibration("demo-out/data.npz", digest="9f2c")
     return Candidate(Plan(name, steps, calibration), measured, measured.accuracy.drop <= 0.01, "", seconds)
 
 
@@ -76,6 +76,8 @@ def sample_record() -> Record:
         confident=False,
         chosen="static int8, L2, equalized, bias corrected",
         model="original.onnx",
+        data="demo-out/data.npz",
+        notes=("bias corrected in 7 of 14 layers",),
         original_sha256="1" * 64,
         artifact_sha256="2" * 64,
         labelled=True,
@@ -233,40 +235,60 @@ def test_the_picture_is_one_plotly_can_draw() -> None:
         go.Figure(drawn)  # refuses a property it does not know
 
 
-def test_dots_carry_the_table_s_numbers_and_areas_follow_bytes() -> None:
+def dots(record: Record) -> dict[int, tuple[float, float, float, str]]:
+    """Row -> x, y, diameter and symbol; told by the hover, as a dot under another has no number."""
+    return {
+        int(hover.removeprefix("<b>").split()[0]): (x, y, size, symbol)
+        for trace in figure(record, rank(record))["data"]
+        if "text" in trace
+        for hover, x, y, size, symbol in zip(
+            trace["hovertext"], trace["x"], trace["y"], trace["marker"]["size"], trace["marker"]["symbol"], strict=True
+        )
+    }
+
+
+def test_dots_stand_for_the_table_s_rows_and_their_areas_for_bytes() -> None:
     record = sample_record()
     ranked = rank(record)
     assert ranked[0].plan.name == record.chosen
     assert ranked[-1].facts is None
-    dots = [trace for trace in figure(record, ranked)["data"] if "text" in trace]
-    seen = {
-        int(text): size for trace in dots for text, size in zip(trace["text"], trace["marker"]["size"], strict=True)
-    }
-    assert sorted(seen) == list(range(1, len(ranked)))
-    areas = {place: size**2 for place, size in seen.items()}
-    reference = next(place for place, one in enumerate(ranked, 1) if one.plan.name == "float16")
-    for place, area in areas.items():
-        one, other = ranked[place - 1].facts, ranked[reference - 1].facts
-        assert one and other
-        assert area / areas[reference] == pytest.approx(one.bytes.result / other.bytes.result)
+    drawn = dots(record)
+    assert sorted(drawn) == list(range(1, len(ranked)))
+    reference = ranked[0].facts
+    for place, (_, _, diameter, _) in drawn.items():
+        one = ranked[place - 1].facts
+        assert one and reference
+        assert (diameter / drawn[1][2]) ** 2 == pytest.approx(one.bytes.result / reference.bytes.result)
+
+
+def test_the_chosen_dot_has_its_number_and_numbers_do_not_cover_each_other() -> None:
+    record = sample_record()
+    same = [msgspec.structs.replace(record.candidates[3], plan=Plan(name, (Step("float16"),))) for name in "abcd"]
+    crowd = changed(record, candidates=(*record.candidates, *same))
+    traces = [trace for trace in figure(crowd, rank(crowd))["data"] if "text" in trace]
+    numbers = [number for trace in traces for number in trace["text"]]
+    assert "1" in numbers
+    assert numbers.count("") == len(same)
+
+
+def test_the_original_is_a_ring_and_no_dot() -> None:
+    record = sample_record()
+    left = Candidate(Plan("original"), facts(0.0, 1.0, ORIGINAL_BYTES), True)
+    drawn = figure(changed(record, candidates=(left,), chosen="original"), (left,))
+    assert [trace["name"] for trace in drawn["data"] if trace.get("mode") != "lines"] == ["original"]
+    assert "original, chosen" in str(drawn["layout"]["annotations"])
 
 
 def test_a_collapsed_candidate_stands_at_the_edge_without_an_interval() -> None:
     record = sample_record()
-    drawn = figure(record, rank(record))
-    symbols = {
-        text: (symbol, y)
-        for trace in drawn["data"]
-        if "text" in trace
-        for text, symbol, y in zip(trace["text"], trace["marker"]["symbol"], trace["y"], strict=True)
-    }
-    collapsed = str(next(place for place, one in enumerate(rank(record), 1) if one.plan.name.endswith("per tensor")))
-    symbol, y = symbols.pop(collapsed)
+    drawn = dots(record)
+    collapsed = next(place for place, one in enumerate(rank(record), 1) if one.plan.name.endswith("per tensor"))
+    _, y, _, symbol = drawn.pop(collapsed)
     assert symbol == "triangle-up"
     assert y < 21.4
-    assert {symbol for symbol, _ in symbols.values()} == {"circle"}
-    intervals = next(trace for trace in drawn["data"] if "error_y" in trace)
-    assert len(intervals["x"]) == len(symbols)
+    assert {symbol for *_, symbol in drawn.values()} == {"circle"}
+    intervals = next(trace for trace in figure(record, rank(record))["data"] if "error_y" in trace)
+    assert len(intervals["x"]) == len(drawn)
 
 
 def test_the_front_never_trades_speed_for_nothing() -> None:

@@ -44,10 +44,10 @@ def affine_parameters(
     Raises:
         DataError: an end of a range is NaN or infinite.
     """
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise DataError(f"range [{low}, {high}] is not finite; look for NaN or Inf in the weights or activations")
     low64 = np.minimum(np.asarray(low, np.float64), 0.0)
     high64 = np.maximum(np.asarray(high, np.float64), 0.0)
-    if not (np.isfinite(low64).all() and np.isfinite(high64).all()):
-        raise DataError(f"range [{low}, {high}] is not finite; look for NaN or Inf in the weights or activations")
     limits = np.iinfo(dtype_name)
     half = limits.max if limits.min < 0 else limits.max // 2  # 127 steps each way for 8 bits
     if symmetric:

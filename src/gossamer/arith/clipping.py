@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from gossamer.arith.histogram import TINIEST, Observed, cumulative
+from gossamer.arith.histogram import TINIEST, Cumulative, Observed, cumulative
 from gossamer.errors import OptionError
 
 Estimator = Literal["minmax", "moving_average", "percentile", "sigma", "l2", "l1", "chebyshev", "entropy"]
@@ -122,28 +122,65 @@ def chebyshev(observed: Observed, levels: int, symmetric: bool) -> Range:
 
 
 def least_error(observed: Observed, levels: int, symmetric: bool, power: Literal[1, 2]) -> Range:
-    """The range with the least mean absolute (power 1) or squared (power 2) error.
+    """The range with the least mean absolute (power 1) or squared (power 2) error, and no worse than `minmax`.
 
-    Clipped numbers cost their distance to the range, those that round to zero their magnitude, all others what is
-    usual on a fine grid: a quarter of a step, or a twelfth of its square (Banner et al., 2019, give this split).
+    First among all pairs of ends on a coarse geometric grid, by an estimate that costs the same for any histogram;
+    then around the best of them with the error of every bin on the very grid that the range will give.
     """
     running = cumulative(observed)
-
-    def errors(low: np.ndarray, high: np.ndarray, step: np.ndarray) -> np.ndarray:
-        at_low, at_high, total = running.below(low), running.below(high), running.sums[-1]
-        dead = running.below(np.minimum(step / 2, high)) - running.below(np.maximum(-step / 2, low))
-        inside = (at_high - at_low - dead)[..., 0]
-        above = total - at_high
-        if power == 1:
-            clipped = above[..., 1] - high * above[..., 0] + low * at_low[..., 0] - at_low[..., 1]
-            return np.asarray(clipped + dead[..., 2] + inside * step / 4)
-        clipped = above[..., 3] - 2 * high * above[..., 1] + high**2 * above[..., 0]
-        clipped += at_low[..., 3] - 2 * low * at_low[..., 1] + low**2 * at_low[..., 0]
-        return np.asarray(clipped + dead[..., 3] + inside * step**2 / 12)
-
     widest = minmax(observed)
-    start = _best(widest, 2.0 ** -np.arange(0, OCTAVES, 0.25), widest, levels, symmetric, errors)
-    return _refined(start, (0.25, 0.06, 0.015), widest, levels, symmetric, errors)
+
+    def estimated(low: np.ndarray, high: np.ndarray, step: np.ndarray) -> np.ndarray:
+        return _estimated_error(running, low, high, step, power)
+
+    def exact(low: np.ndarray, high: np.ndarray, step: np.ndarray) -> np.ndarray:
+        return _grid_error(running, low, high, step, power)
+
+    start = _best(widest, 2.0 ** -np.arange(0, OCTAVES, 0.25), widest, levels, symmetric, estimated)
+    found = _refined(start, (0.25, 0.12, 0.06, 0.03, 0.015), widest, levels, symmetric, exact)
+    both = np.array([found, widest])
+    lows, highs, steps = _grids(both[:, 0], both[:, 1], levels, symmetric)
+    best = np.argmin(exact(lows, highs, steps))
+    return _around_zero(lows[best], highs[best])
+
+
+def _estimated_error(
+    running: Cumulative, low: np.ndarray, high: np.ndarray, step: np.ndarray, power: Literal[1, 2]
+) -> np.ndarray:
+    """Error sum of ranges: clipped numbers cost their distance to the range, those that round to zero their magnitude,
+    all others what is usual on a fine grid, a quarter of a step or a twelfth of its square (Banner et al., 2019)."""
+    at_low, at_high, total = running.below(low), running.below(high), running.sums[-1]
+    dead = running.below(np.minimum(step / 2, high)) - running.below(np.maximum(-step / 2, low))
+    inside = (at_high - at_low - dead)[..., 0]
+    above = total - at_high
+    if power == 1:
+        clipped = above[..., 1] - high * above[..., 0] + low * at_low[..., 0] - at_low[..., 1]
+        return np.asarray(clipped + dead[..., 2] + inside * step / 4)
+    clipped = above[..., 3] - 2 * high * above[..., 1] + high**2 * above[..., 0]
+    clipped += at_low[..., 3] - 2 * low * at_low[..., 1] + low**2 * at_low[..., 0]
+    return np.asarray(clipped + dead[..., 3] + inside * step**2 / 12)
+
+
+def _grid_error(
+    running: Cumulative, low: np.ndarray, high: np.ndarray, step: np.ndarray, power: Literal[1, 2]
+) -> np.ndarray:
+    """Error sum of grids: for every bin the integral of the error over its width. In steps, t from the nearest integer
+    k the error's integral from 0 is k/4 + t|t|/2, the squared error's k/12 + t^3/3; outside the grid t just grows."""
+    first, last = np.searchsorted(running.edges, [-step.min() / 2, step.min() / 2])
+    first = min(first, len(running.counts))
+    last = max(first, last - 1)  # the many small bins between these round to zero on every grid
+    to_zero = (running.sums[last] - running.sums[first])[power + 1]
+    counts = np.concatenate([running.counts[:first], [0.0], running.counts[last:]])
+    edges = np.concatenate([running.edges[: first + 1], running.edges[last:]]) / step[..., None]
+    nearest = np.rint(np.clip(edges, (low / step)[..., None], (high / step)[..., None]))
+    off = edges - nearest
+    if power == 1:
+        integral, at_edge = nearest / 4 + off * np.abs(off) / 2, np.abs(off)
+    else:
+        integral, at_edge = nearest / 12 + off * off * off / 3, off * off
+    width = np.diff(edges)
+    mean = np.divide(np.diff(integral), width, out=at_edge[..., 1:].copy(), where=width > 0)
+    return np.asarray(to_zero + mean @ counts * step**power)
 
 
 def entropy(observed: Observed, levels: int, symmetric: bool) -> Range:
@@ -153,10 +190,10 @@ def entropy(observed: Observed, levels: int, symmetric: bool) -> Range:
     squared error. Exact zeros are left aside: every grid keeps them, and after a ReLU they would outweigh the rest.
     """
     running = cumulative(observed)
-    edges, counts = running.edges, np.diff(running.sums[:, 0])
-    counts[(edges[:-1] >= -TINIEST) & (edges[1:] <= TINIEST)] = 0.0
+    edges = running.edges
+    zeros = (edges[:-1] >= -TINIEST) & (edges[1:] <= TINIEST)
+    below = np.concatenate([[0.0], np.cumsum(np.where(zeros, 0.0, running.counts))])
     cells = min(levels, ENTROPY_CELLS)
-    below = np.concatenate([[0.0], np.cumsum(counts)])
     if not below[-1]:
         return 0.0, 0.0
 
@@ -165,7 +202,7 @@ def entropy(observed: Observed, levels: int, symmetric: bool) -> Range:
         return np.asarray([_divergence(edges, below, *end) for end in ends]).reshape(low.shape)
 
     start = least_error(observed, cells, symmetric, power=2)
-    return _refined(start, (2.0, 0.5, 0.125, 0.03), minmax(observed), cells, symmetric, errors)
+    return _refined(start, (2.0, 1.0, 0.5, 0.25, 0.12, 0.06), minmax(observed), cells, symmetric, errors)
 
 
 def _divergence(edges: np.ndarray, below: np.ndarray, low: float, high: float, step: float) -> float:
@@ -197,12 +234,9 @@ def _best(around: Range, factors: np.ndarray, widest: Range, levels: int, symmet
     highs = np.unique(np.minimum(around[1] * factors, widest[1]))[None, :]
     if symmetric:
         highs = np.unique(np.minimum(max(-around[0], around[1]) * factors, max(-widest[0], widest[1])))[None, :]
-        lows, step = -highs, highs / (levels // 2 - 1)
-    else:  # judged as the grid that it will become, on which zero is an integer
-        step = (highs - lows) / (levels - 1)
-        below = np.rint(-lows / step)
-        lows, highs = -below * step, (levels - 1 - below) * step
-    best = np.unravel_index(np.argmin(errors(lows, highs, step)), step.shape)
+        lows = -highs
+    lows, highs, steps = _grids(lows, highs, levels, symmetric)
+    best = np.unravel_index(np.argmin(errors(lows, highs, steps)), steps.shape)
     return _around_zero(lows[best], highs[best])
 
 
@@ -211,9 +245,21 @@ def _refined(
 ) -> Range:
     """Search on around `start`, ever closer; each number of octaves is how far either end may move in one round."""
     for spread in octaves:
-        start = _best(start, 2.0 ** (spread * np.linspace(-1, 1, 9)), widest, levels, symmetric, errors)
+        start = _best(start, 2.0 ** (spread * np.linspace(-1, 1, 5)), widest, levels, symmetric, errors)
     return start
 
 
+def _grids(
+    low: np.ndarray, high: np.ndarray, levels: int, symmetric: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The lowest and highest number and the step of the grids that ranges become, on which zero is an integer."""
+    if symmetric:
+        high = np.maximum(high, -low)
+        return -high, high, high / (levels // 2 - 1)
+    step = (high - low) / (levels - 1)
+    below = np.rint(-low / step)
+    return -below * step, (levels - 1 - below) * step, step
+
+
 def _around_zero(low: float, high: float) -> Range:
-    return min(float(low), 0.0), max(float(high), 0.0)
+    return min(float(low), 0.0) + 0.0, max(float(high), 0.0) + 0.0  # + 0.0 makes -0.0 plain

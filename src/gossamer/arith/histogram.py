@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 BINS = 1 << 16
-TINIEST = 2.0**-133  # the first bin holds zero and all below this
+TINIEST = 2.0**-133  # the bins of zero hold all below this
 _CHUNK = 1 << 15  # elements, so that a chunk and its int64 copy stay in the level-2 cache
 
 
@@ -60,10 +60,10 @@ class Tally:
             _count(x_NK.reshape(-1).view(np.uint16)[1::2], self._counts)
 
     def result(self) -> Observed:
-        """All that was taken in so far."""
+        """All that was taken in. The counts are handed over, not copied: add nothing after this."""
         lows = np.concatenate([np.zeros(0, np.float32), *self._lows])
         highs = np.concatenate([np.zeros(0, np.float32), *self._highs])
-        return Observed(lows, highs, None if self._counts is None else self._counts.copy(), self._size)
+        return Observed(lows, highs, self._counts, self._size)
 
 
 def _count(codes: np.ndarray, counts: np.ndarray) -> None:
@@ -95,24 +95,26 @@ def merge(first: Observed, second: Observed) -> Observed:
 
 
 class Cumulative(NamedTuple):
-    """A histogram's running sums, from the smallest number seen to any border of a bin.
+    """A histogram's running sums, from the smallest number seen to any point; bins count as evenly filled.
 
     Attributes:
         edges: float64 (E + 1,), the borders of the bins that hold the numbers seen; the outermost are the extremes.
+        counts: float64 (E,), numbers in each bin.
         sums: float64 (E + 1, 4), over all numbers below the border: how many, their sum, the sum of their magnitudes
-            and of their squares. A number counts as its bin's centre.
+            and of their squares.
     """
 
     edges: np.ndarray
+    counts: np.ndarray
     sums: np.ndarray
 
     def below(self, x: np.ndarray) -> np.ndarray:
-        """The sums over all numbers below `x`, as if bins were evenly filled: shape of `x` + (4,)."""
-        bins = np.clip(np.searchsorted(self.edges, x, side="right") - 1, 0, len(self.edges) - 2)
-        width = np.diff(self.edges)[bins]
-        share = np.divide(x - self.edges[bins], width, out=np.where(x < self.edges[bins], 0.0, 1.0), where=width > 0)
-        start = self.sums[bins]
-        return np.asarray(start + (self.sums[bins + 1] - start) * np.clip(share, 0, 1)[..., None])
+        """The four sums over all numbers below `x`: shape of `x` + (4,)."""
+        bins = np.clip(np.searchsorted(self.edges, x, side="right") - 1, 0, len(self.counts) - 1)
+        start, end = self.edges[bins], self.edges[bins + 1]
+        share = np.divide(x - start, end - start, out=np.where(x < start, 0.0, 1.0), where=end > start)
+        part = self.counts[bins] * np.clip(share, 0.0, 1.0)
+        return np.asarray(self.sums[bins] + _moments(part, start, np.clip(x, start, end)))
 
 
 def cumulative(observed: Observed) -> Cumulative:
@@ -121,15 +123,19 @@ def cumulative(observed: Observed) -> Cumulative:
         raise ValueError("this Observed has no histogram; observe with histogram=True")
     counts = observed.counts[_ascending_codes()]
     seen = np.flatnonzero(counts)
-    kept = slice(seen[0], seen[-1] + 1)
+    counts = counts[seen[0] : seen[-1] + 1].astype(np.float64)
     edges = _ascending_edges()[seen[0] : seen[-1] + 2].copy()
     edges[0] = max(edges[0], float(observed.sample_low_N.min()))
     edges[-1] = min(edges[-1], float(observed.sample_high_N.max()))
-    centres = (edges[1:] + edges[:-1]) / 2
-    centres[np.abs(centres) < TINIEST] = 0.0
-    moments = np.stack([np.ones_like(centres), centres, np.abs(centres), centres**2], axis=1)
-    sums = np.concatenate([np.zeros((1, 4)), np.cumsum(counts[kept, None] * moments, axis=0)])
-    return Cumulative(edges, sums)
+    moments = _moments(counts, edges[:-1], edges[1:])
+    return Cumulative(edges, counts, np.concatenate([np.zeros((1, 4)), np.cumsum(moments, axis=0)]))
+
+
+def _moments(count: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Number, sum, sum of magnitudes and of squares of numbers spread evenly from `low` to `high`, of one sign."""
+    mean = (low + high) / 2
+    square = (low * low + low * high + high * high) / 3
+    return np.stack([count, count * mean, count * np.abs(mean), count * square], axis=-1)
 
 
 @cache

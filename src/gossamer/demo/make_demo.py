@@ -3,7 +3,8 @@
     python make_demo.py IDX_FOLDER OUT_FOLDER [--epochs 18]
 
 IDX_FOLDER holds the four gzipped IDX files of Fashion-MNIST. OUT_FOLDER gets the two
-demo files and, while training runs, `best.pt`: the best weights so far, by validation.
+demo files and, while training runs, `best.pt`: the best weights so far, by validation. If a
+run is cut short, the next one on the same OUT_FOLDER begins its cycle from those weights.
 The test images are looked at once, at the end, through the exported file.
 """
 
@@ -117,12 +118,12 @@ def augment(images: Tensor) -> Tensor:
     columns = torch.arange(side) + torch.randint(0, 5, (count, 1))
     columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
     moved = padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
-    box = _random_spans(count, side)[:, :, None] & _random_spans(count, side)[:, None, :]
+    box = random_spans(count, side)[:, :, None] & random_spans(count, side)[:, None, :]
     box &= torch.rand(count, 1, 1) < 0.5
     return torch.where(box, torch.randn_like(moved), moved)[:, None]
 
 
-def _random_spans(count: int, side: int) -> Tensor:
+def random_spans(count: int, side: int) -> Tensor:
     """For each image a mask over `side` positions, true on a run of 4 to 14 of them."""
     length = torch.randint(4, 15, (count, 1))
     start = (torch.rand(count, 1) * (side - length + 1)).long()
@@ -159,6 +160,8 @@ def train(images: Tensor, labels: Tensor, epochs: int, checkpoint: Path) -> Demo
     order = torch.randperm(len(images))
     held_out, used = order[:VALIDATION_IMAGES], order[VALIDATION_IMAGES:]
     model = DemoNet().to(memory_format=torch.channels_last)
+    if checkpoint.exists():
+        model.load_state_dict(torch.load(checkpoint))
     averaged = swa_utils.AveragedModel(model, avg_fn=moving_average, use_buffers=True).eval()
     optimizer = build_optimizer(model)
     steps = len(used) // BATCH
@@ -234,9 +237,7 @@ def tidy_names(graph: ir.Graph) -> None:
 def evaluate(path: Path, images: Tensor, labels: Tensor, model: DemoNet) -> None:
     """Print the ONNX file's accuracy, after checking it against the torch model."""
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    logits = np.concatenate(
-        [session.run(None, {"image": part.numpy()})[0] for part in images.split(500)]
-    )
+    logits = np.concatenate([session.run(None, {"image": part.numpy()})[0] for part in images.split(500)])
     with torch.no_grad():
         expected = model(images[:SHIPPED_IMAGES]).numpy()
     np.testing.assert_allclose(logits[:SHIPPED_IMAGES], expected, rtol=0, atol=1e-4)

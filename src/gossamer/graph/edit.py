@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+NO_ATTRIBUTES: Mapping[str, int] = MappingProxyType({})
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
@@ -22,21 +24,38 @@ def is_float(value: ir.Value | None) -> bool:
 
 
 def fresh_name(graph: ir.Graph, wanted: str) -> str:
-    """`wanted`, or the first of `wanted_1`, `wanted_2`, ... that names no initializer yet."""
+    """`wanted`, or the first of `wanted_1`, `wanted_2`, ... that no value of the graph or its subgraphs bears yet."""
+    taken = set(_names(graph))
     name, count = wanted, 0
-    while name in graph.initializers:
+    while name in taken:
         count += 1
         name = f"{wanted}_{count}"
     return name
 
 
+def _names(graph: ir.Graph) -> Iterator[str | None]:
+    for part in (graph, *graph.subgraphs()):  # a subgraph may not use a name of the graph around it again
+        yield from (value.name for value in part.inputs)
+        yield from part.initializers
+        yield from (output.name for node in part for output in node.outputs)
+
+
 def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """Register a new constant; the name is made unique among the initializers."""
+    """Register a new constant; the name is made unique."""
     name = fresh_name(graph, name)
     tensor = ir.tensor(np.asarray(array, order="C"), name=name)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def shared_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """An initializer of this name with these very numbers if there is one, so that tied weights stay tied; else new."""
+    known = graph.initializers.get(name)
+    stored = constant(known)
+    if known is not None and stored is not None and stored.dtype == array.dtype and np.array_equal(stored, array):
+        return known
+    return add_initializer(graph, name, array)
 
 
 def add_node(
@@ -45,21 +64,47 @@ def add_node(
     inputs: Sequence[ir.Value | None],
     output_name: str,
     dtype: ir.DataType,
-    shape: ir.ShapeProtocol | None,
-    attributes: dict[str, int] | None = None,
+    shape: ir.Shape | None,
+    attributes: Mapping[str, int] = NO_ATTRIBUTES,
 ) -> ir.Value:
-    """Insert a node with one output in front of another node; the node's name is `output_name` + its operator."""
-    node = ir.node(op_type, inputs, attributes or {}, name=f"{output_name}/{op_type}")
+    """Insert a node with one output in front of another node; the name is made unique, the node is named after it."""
+    graph = graph_of(before)
+    output_name = fresh_name(graph, output_name)
+    node = ir.node(op_type, inputs, attributes, name=f"{output_name}/{op_type}")
     output = node.outputs[0]
-    output.name, output.dtype = output_name, dtype
-    output.shape = None if shape is None else ir.Shape(list(shape))
-    before.prepend(node)
+    output.name, output.dtype, output.shape = output_name, dtype, shape
+    graph.insert_before(before, node)
     return output
 
 
+def take_over(node: ir.Node, result: ir.Value) -> None:
+    """Put `result` in the place of a node's only output, under its name, and remove the node."""
+    output = node.outputs[0]
+    name = output.name
+    output.replace_all_uses_with(result, replace_graph_outputs=True)
+    graph_of(node).remove(node, safe=True)
+    result.name = name
+
+
+def graph_of(node: ir.Node) -> ir.Graph:
+    """The graph that holds a node.
+
+    Raises:
+        ValueError: none does.
+    """
+    if not isinstance(node.graph, ir.Graph):
+        raise ValueError(f"node {node.name} is in no graph")
+    return node.graph
+
+
 def drop_unused(model: ir.Model) -> None:
-    """Remove nodes and initializers that nothing uses any more."""
-    RemoveUnusedNodesPass()(model)
+    """Remove nodes and initializers of the main graph that nothing uses any more; subgraphs are left intact."""
+    for node in reversed(model.graph):
+        if not any(output.uses() or output.is_graph_output() for output in node.outputs):
+            model.graph.remove(node, safe=True)
+    for name, value in list(model.graph.initializers.items()):
+        if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+            del model.graph.initializers[name]
 
 
 def attribute_int(node: ir.Node, name: str, default: int) -> int:

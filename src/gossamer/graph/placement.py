@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import pairwise
 
 import onnx_ir as ir
 
@@ -26,6 +27,7 @@ class Placement:
 
     Attributes:
         layers: nodes with a constant weight to be stored in integers.
+        integer: all nodes that compute in integers, and the movers between them.
         own: activations that get a pair with a range of their own, in graph order.
         follows: activations behind a mover -> the activation whose scale they keep.
         ends: output of an integer node -> its Relu or Clip, a candidate for being swallowed by the pair.
@@ -33,6 +35,7 @@ class Placement:
     """
 
     layers: tuple[Layer, ...]
+    integer: frozenset[ir.Node]
     own: tuple[ir.Value, ...]
     follows: dict[ir.Value, ir.Value]
     ends: dict[ir.Value, ir.Node]
@@ -41,49 +44,50 @@ class Placement:
 
 def place(graph: ir.Graph, operators: Collection[str], wanted: Callable[[ir.Node], bool]) -> Placement:
     """Decide the pairs for all nodes of these operators that `wanted` accepts."""
-    integer: list[ir.Node] = []
+    chosen: dict[ir.Node, None] = {}  # an ordered set, as is the next
+    quantized: dict[ir.Value, None] = {}
     layers: list[Layer] = []
     left: dict[str, str] = {}
     for node in graph:
         if node.op_type not in operators or not wanted(node):
             continue
-        reason = _obstacle(node, layers)
-        if reason:
-            left[node.name or ""] = reason
-        else:
-            integer.append(node)
-    chosen = set(integer)
-    quantized: dict[ir.Value, None] = {}  # an ordered set
+        found = _integer_form(node)
+        if isinstance(found, str):
+            left[node.name or ""] = found
+            continue
+        chosen[node] = None
+        if found is not None:
+            layers.append(found)
     ends: dict[ir.Value, ir.Node] = {}
-    for node in integer:
-        for value in _activations(node):
-            quantized[value] = None
+    for node in chosen:
+        quantized.update(dict.fromkeys(_activations(node)))
         output = node.outputs[0]
         end = _activation_behind(output)
-        tail = end.outputs[0] if end is not None else output
+        tail = output if end is None else end.outputs[0]
         if _output_wanted(node, tail, chosen):
             quantized[tail] = None
             if end is not None:
                 ends[output] = end
     follows = _through_movers(quantized)
+    movers = {value.producer() for value in follows}
     order = {value: index for index, value in enumerate(_all_values(graph))}
     own = sorted((value for value in quantized if value not in follows), key=order.__getitem__)
-    return Placement(tuple(layers), tuple(own), follows, ends, left)
+    integer = frozenset(node for node in (*chosen, *movers) if node is not None)
+    return Placement(tuple(layers), integer, tuple(own), follows, ends, left)
 
 
-def _obstacle(node: ir.Node, layers: list[Layer]) -> str:
-    """Why a node cannot run in integers, or "". Layers found are appended."""
-    if node.op_type in LAYERS:
-        if node.op_type == "MatMul" and all(constant(value) is None for value in node.inputs):
-            return "" if all(is_float(value) for value in node.inputs) else "its inputs are not known to be float32"
-        found = layer_of(node)
-        if isinstance(found, str):
-            return found
-        layers.append(found)
-        return ""
-    if len(_activations(node)) != len([value for value in node.inputs if value is not None]):
+def _integer_form(node: ir.Node) -> Layer | str | None:
+    """The layer that a node is, None if it can run in integers without a weight, or why it cannot."""
+    if node.domain != "":
+        return f"{node.domain}.{node.op_type} is a custom operator"
+    activations = _activations(node)
+    if node.op_type in LAYERS and not (node.op_type == "MatMul" and len(activations) == 2):
+        return layer_of(node)
+    if len(activations) < len(node.inputs):
         return "one of its inputs is a constant"
-    return "" if all(is_float(value) for value in _activations(node)) else "its inputs are not known to be float32"
+    if node.op_type == "AveragePool" and "dilations" in node.attributes:
+        return "its dilations have no integer form: onnxruntime refuses the whole graph"
+    return None if all(is_float(value) for value in activations) else "its inputs are not known to be float32"
 
 
 def _activations(node: ir.Node) -> list[ir.Value]:
@@ -92,25 +96,27 @@ def _activations(node: ir.Node) -> list[ir.Value]:
 
 
 def _activation_behind(output: ir.Value) -> ir.Node | None:
-    """The Relu or Clip that alone reads this value."""
+    """The Relu or Clip that alone reads this value, in the same graph."""
     consumers = output.consumers()
-    if len(consumers) != 1 or output.is_graph_output() or consumers[0].op_type not in ("Relu", "Clip"):
+    if len(consumers) != 1 or output.is_graph_output():
         return None
-    clip = consumers[0]
-    return clip if all(value is None or constant(value) is not None for value in clip.inputs[1:]) else None
+    end = consumers[0]
+    if end.domain != "" or end.op_type not in ("Relu", "Clip") or end.graph is not output.graph:
+        return None
+    return end if all(value is None or constant(value) is not None for value in end.inputs[1:]) else None
 
 
-def _output_wanted(node: ir.Node, tail: ir.Value, chosen: set[ir.Node]) -> bool:
+def _output_wanted(node: ir.Node, tail: ir.Value, chosen: Collection[ir.Node]) -> bool:
     """Convolutions and element-wise nodes need the pair to run in integers; matrix products give float for free."""
     if node.op_type not in ("Gemm", "MatMul"):
         return True
     return any(_reaches_integer(consumer, chosen) for consumer in tail.consumers())
 
 
-def _reaches_integer(node: ir.Node, chosen: set[ir.Node]) -> bool:
-    if node in chosen:
-        return True
-    return node.op_type in MOVERS and any(_reaches_integer(next_node, chosen) for next_node in node.outputs[0].consumers())
+def _reaches_integer(node: ir.Node, chosen: Collection[ir.Node]) -> bool:
+    """Whether a node, or one behind it with only movers between, computes in integers."""
+    moved = [output for output in node.outputs if _moved_from(output) is not None]
+    return node in chosen or any(_reaches_integer(reader, chosen) for output in moved for reader in output.consumers())
 
 
 def _through_movers(quantized: dict[ir.Value, None]) -> dict[ir.Value, ir.Value]:
@@ -118,20 +124,22 @@ def _through_movers(quantized: dict[ir.Value, None]) -> dict[ir.Value, ir.Value]
     follows: dict[ir.Value, ir.Value] = {}
     for value in list(quantized):
         chain = [value]
-        producer = value.producer()
-        while producer is not None and producer.op_type in MOVERS and len(producer.outputs) == 1:
-            source = producer.inputs[0]
-            if source is None:
-                break
+        while (source := _moved_from(chain[-1])) is not None:
             chain.append(source)
             if source in quantized:
+                for behind, front in pairwise(chain):
+                    follows[behind] = front
+                    quantized[behind] = None
                 break
-            producer = source.producer()
-        if len(chain) > 1 and chain[-1] in quantized:
-            for behind, front in zip(chain[:-1], chain[1:], strict=True):
-                follows[behind] = front
-                quantized[behind] = None
     return follows
+
+
+def _moved_from(value: ir.Value) -> ir.Value | None:
+    """What a mover made this value from, or None if no mover made it."""
+    mover = value.producer()
+    if mover is None or mover.domain != "" or mover.op_type not in MOVERS:
+        return None
+    return mover.inputs[0] if value.index() == 0 or mover.op_type == "Split" else None  # MaxPool gives indices too
 
 
 def _all_values(graph: ir.Graph) -> list[ir.Value]:

@@ -30,8 +30,8 @@ def read_npy(path: Path) -> Samples:
     Raises:
         DataError: not a .npy file, cut short, of objects, or empty.
     """
-    with _reading(path):
-        column = _column(open(path, "rb"), 0, path.stat().st_size, str(path))
+    with _reading(path), _closed_on_failure(open(path, "rb")) as file:
+        column = _column(file, 0, path.stat().st_size, str(path))
     return samples_from_columns({"input_0": column}, str(path))
 
 
@@ -144,18 +144,27 @@ def _reading(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read as {path.suffix}: {text}; write it again with numpy") from error
 
 
+@contextmanager
+def _closed_on_failure(file: BinaryIO) -> Iterator[BinaryIO]:
+    """A file that a column will keep, unless there will be no column."""
+    try:
+        yield file
+    except BaseException:
+        file.close()
+        raise
+
+
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray | FileColumn:
     where = f"{path}: array {info.filename[:-4]!r}"
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-        unpacked: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115  # handed to the column
-        with archive.open(info) as packed:
+        with _closed_on_failure(tempfile.TemporaryFile()) as unpacked, archive.open(info) as packed:
             shutil.copyfileobj(packed, unpacked, 1 << 20)
-        return _column(unpacked, 0, info.file_size, where)
-    file = open(path, "rb")
-    file.seek(info.header_offset)
-    header = file.read(30)  # a zip member's local header: two lengths at its end, then a name and extra bytes
-    start = info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-    return _column(file, start, info.file_size, where)
+            return _column(unpacked, 0, info.file_size, where)
+    with _closed_on_failure(open(path, "rb")) as file:
+        file.seek(info.header_offset)
+        header = file.read(30)  # a zip member's local header: two lengths at its end, then a name and extra bytes
+        name_length, extra_length = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
+        return _column(file, info.header_offset + 30 + name_length + extra_length, info.file_size, where)
 
 
 def _column(file: BinaryIO, start: int, size: int, where: str) -> np.ndarray | FileColumn:

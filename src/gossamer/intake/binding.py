@@ -50,8 +50,8 @@ def bind(samples: Samples, model_inputs: ModelInputs) -> Samples:
         model_inputs: name -> (dtype, shape with the batch axis), as the original model file declares them.
 
     Every sample of an array or file is read once, here, to find what would spoil a later stage; pictures are checked as
-    they are decoded. Casts happen per sample: within integers and within floats where the values allow it, and from small
-    integers to floats.
+    they are decoded. Casts happen per sample: within integers and within floats where the values allow it, and from
+    small integers to floats.
 
     Raises:
         DataError: names, shapes, types or values do not fit; the text names the input and the sample.
@@ -111,7 +111,7 @@ def _nearest(name: str, others: list[str]) -> str:
 
 
 def _bind_column(bound: BoundColumn, samples: Samples) -> Any:
-    """The column itself if its samples fit as they are, else one that casts; all samples that are at hand are checked."""
+    """The column itself if its samples fit as they are, else one that casts; what is at hand is checked."""
     column = bound.column
     if samples.labels is not None and len(samples.labels) != len(column):
         raise DataError(
@@ -131,9 +131,8 @@ def _checked(array: np.ndarray, row: int, bound: BoundColumn) -> np.ndarray:
     """One sample in the model's type, or the reason why not."""
     want = bound.shape
     if not _fits(array.shape, want):
-        raise DataError(
-            f"input {bound.name!r} wants {_text(want)}, sample {row} has {_text(array.shape)}{_shape_hint(array.shape, want)}"
-        )
+        hint = _shape_hint(array.shape, want)
+        raise DataError(f"input {bound.name!r} wants {_text(want)}, sample {row} has {_text(array.shape)}{hint}")
     cast = array if array.dtype == bound.dtype else _cast(array, row, bound)
     if cast.dtype.kind == "f" and not np.isfinite(cast).all():
         if np.isfinite(array).all():
@@ -150,7 +149,9 @@ def _cast(array: np.ndarray, row: int, bound: BoundColumn) -> np.ndarray:
     if have.kind in "iu" and want.kind in "iu":
         limits = np.iinfo(want)
         if array.size and (int(array.min()) < limits.min or int(array.max()) > limits.max):
-            raise DataError(f"{where} with values up to {array.max()}, which do not fit; correct the data")
+            raise DataError(
+                f"{where} with values from {array.min()} to {array.max()}, which do not fit; correct the data"
+            )
         return array.astype(want)
     if (have.kind == want.kind == "f") or (want.kind in "iuf" and np.can_cast(have, want, "safe")):
         with np.errstate(over="ignore"):  # too large a number is found as Inf

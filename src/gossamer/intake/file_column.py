@@ -60,7 +60,7 @@ class Spool:
     def __init__(self, name: str) -> None:
         self.name = name
         self.dtype: np.dtype | None = None
-        self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115  # handed to the column
+        self._file: BinaryIO = tempfile.TemporaryFile()  # handed to the column
         self._starts: list[int] = []
         self._shapes: list[tuple[int, ...]] = []
         self._end = 0

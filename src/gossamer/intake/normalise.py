@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, NameFixPass, RemoveInitializersFromInputsPass
 
-from gossamer.errors import ModelError
+from gossamer.errors import GossamerError, ModelError
 from gossamer.intake.opset import IR_VERSION, infer_shapes, known_operators, raise_opset
 from gossamer.nouns.model import Model
 
@@ -30,19 +30,34 @@ class _Names:
 def normalise(model: Model) -> Model:
     """A copy of a model in clean form, equal in function.
 
-    Of the main graph: nodes sorted; nodes and values named uniquely; constants are initializers, and no initializer is an
+    Of the main graph: nodes and values named uniquely; constants are initializers, and no initializer is an
     input; no Identity, inference Dropout, unused node or unused initializer; functions inlined; opset 21 unless it is
-    higher or conversion failed; types and shapes inferred. Weights used in several places stay one initializer. Subgraphs of
-    If and Loop are left as they are but for the opset. What was changed or could not be is in `notes`.
+    higher or conversion failed; types and shapes inferred. Weights used in several places stay one initializer.
+    Subgraphs of If and Loop are left as they are but for the opset. What was changed or could not be is in `notes`.
 
     Raises:
-        ModelError: the graph has a cycle, or an opset below 13 that cannot be converted.
+        ModelError: an opset below 13 that cannot be converted, or a graph that onnx cannot follow.
     """
+    try:
+        return _normalised(model)
+    except GossamerError:
+        raise
+    except Exception as error:  # a damaged graph breaks onnx's and onnx_ir's functions in many ways
+        raise ModelError(f"{model.name}: the graph is damaged: {root_cause(error)}; export the model again") from error
+
+
+def root_cause(error: BaseException) -> str:
+    """The first line of the first cause; what wraps it repeats whole messages."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def _normalised(model: Model) -> Model:
     graph_model = model.ir.clone()
     graph_model.ir_version = max(graph_model.ir_version, IR_VERSION)
     notes = [*model.notes, *_inline(graph_model)]
     notes += _free_initializers(graph_model)
-    _sort(graph_model, model.name)
     _lift_constants(graph_model.graph)
     NameFixPass(_Names())(graph_model)
     graph_model, note = raise_opset(graph_model, model.name)
@@ -61,8 +76,7 @@ def _inline(model: ir.Model) -> list[str]:
     try:
         InlinePass()(model.clone())  # a trial, as a failure leaves the graph half done
     except Exception as error:  # onnx_ir wraps what it raises in its own types
-        reason = str(error.__cause__ or error).splitlines()[0]
-        return [f"functions were not inlined: {reason}"]
+        return [f"functions were not inlined: {root_cause(error)}"]
     InlinePass()(model)
     return []
 
@@ -74,7 +88,12 @@ def _free_initializers(model: ir.Model) -> list[str]:
     return [f"{len(names)} inputs with a default value are constants now: {', '.join(names[:5])}"] if names else []
 
 
-def _sort(model: ir.Model, name: str) -> None:
+def sort_nodes(model: ir.Model, name: str) -> None:
+    """Put every node behind those it reads from, as most code takes for granted; sorted nodes keep their order.
+
+    Raises:
+        ModelError: the graph has a cycle.
+    """
     seen: set[ir.Node] = set()
     for node in model.graph:
         if any(other.graph is model.graph and other not in seen for other in _read_from(node)):
@@ -125,15 +144,20 @@ def _lift_constants(graph: ir.Graph) -> None:
 def _constant(node: ir.Node) -> ir.TensorProtocol | None:
     """The tensor of a Constant node; None for text and sparse tensors, which stay nodes."""
     name, attribute = next(iter(node.attributes.items()), ("", None))
-    if attribute is None or attribute.is_ref():
+    if attribute is None or attribute.is_ref() or attribute.value is None:
         return None
     if name == "value":
-        return attribute.as_tensor()
+        return _renamable(attribute.as_tensor(), node.outputs[0].name or "")
     if name in ("value_int", "value_ints"):
         return ir.Tensor(np.array(attribute.value, np.int64))
     if name in ("value_float", "value_floats"):
         return ir.Tensor(np.array(attribute.value, np.float32))
     return None
+
+
+def _renamable(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol | None:
+    """The same numbers under another name; the tensor itself is shared with the graph that was given."""
+    return None if tensor.dtype == ir.DataType.STRING else ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
 
 
 def _drop_idle_nodes(graph: ir.Graph) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
 
-from gossamer.errors import ModelError
-from gossamer.intake.normalise import OLDEST_OPSET, normalise
-from gossamer.intake.weights import check_finite, check_tensors
+from gossamer.errors import GossamerError, ModelError
+from gossamer.intake.normalise import OLDEST_OPSET, normalise, root_cause, sort_nodes
+from gossamer.intake.weights import check_finite, check_tensors, map_external
 from gossamer.nouns.model import Model
 
 PROTOBUF_LIMIT_BYTES = 2**31 - 1
@@ -25,8 +26,8 @@ _OTHER_DOORS = {  # suffix -> what it is and which door to use
     **dict.fromkeys(
         (".h5", ".hdf5", ".keras"), "a Keras model; in Python, model.export('model.onnx', format='onnx') makes one"
     ),
-    ".tflite": "a TFLite model; `python -m tf2onnx.convert --tflite model.tflite --output model.onnx` makes an ONNX file",
-    ".pb": "a TensorFlow graph; `python -m tf2onnx.convert --saved-model FOLDER --output model.onnx` makes an ONNX file",
+    ".tflite": "a TFLite model; `python -m tf2onnx.convert --tflite model.tflite --output model.onnx` makes ONNX of it",
+    ".pb": "a TensorFlow graph; `python -m tf2onnx.convert --saved-model FOLDER --output model.onnx` makes ONNX of it",
     ".ort": "ONNX Runtime's own format; give the .onnx file it was made from",
     ".xml": "an OpenVINO model; give the ONNX file it was made from",
 }
@@ -46,7 +47,7 @@ def load(source: str | Path | onnx.ModelProto | Model) -> Model:
         source: the path of an ONNX file, a message in memory, or a Model that was already read.
 
     Raises:
-        ModelError: the file is absent, damaged, unsafe, older than opset 11, or of another kind; or its weights hold NaN.
+        ModelError: the file is absent, damaged, unsafe, older than opset 11, or of another kind; or weights hold NaN.
     """
     return normalise(read(source))
 
@@ -116,14 +117,20 @@ def _checked(proto: onnx.ModelProto, name: str, path: Path | None) -> Model:
         graph = ir.serde.deserialize_model(proto)
         if folder is not None:
             ir.external_data.set_base_dir(graph.graph, folder)
+        sort_nodes(graph, where)
+        check_finite(graph, where)
+        map_external(graph)
+    except GossamerError:
+        raise
     except Exception as error:  # a damaged message fails in many ways
-        raise ModelError(f"{where}: the graph cannot be read: {_root(error)}; export the model again") from error
-    check_finite(graph, where)
+        raise ModelError(f"{where}: the graph cannot be read: {root_cause(error)}; export the model again") from error
     return Model(graph, name, path)
 
 
 def _check_graph(proto: onnx.ModelProto, where: str) -> None:
     """The message is a model, of an opset that is understood, whose every value comes from somewhere."""
+    if not _is_text(proto):
+        raise ModelError(f"{where}: a name in it is no text; the file is damaged, export or download it again")
     if not proto.graph.output or not proto.opset_import:
         raise ModelError(
             f"{where} is not an ONNX model, or is cut short: it holds no graph or no opset; export it again"
@@ -145,6 +152,8 @@ def _check_values(graph: onnx.GraphProto, outer: frozenset[str], where: str) -> 
         raise ModelError(f"{where}: value {twice!r} is made twice; the graph is damaged, export the model again")
     visible = outer.union(made, given)
     for node in graph.node:
+        if not node.op_type:
+            raise ModelError(f"{where}: node {node.name!r} has no operator; the file is damaged")
         for name in node.input:
             if name and name not in visible:
                 label = f"{node.op_type} {node.name or node.output[0]!r}" if node.output else node.op_type
@@ -157,6 +166,18 @@ def _check_values(graph: onnx.GraphProto, outer: frozenset[str], where: str) -> 
             raise ModelError(f"{where}: output {value.name!r} is made by no node; export the model again")
 
 
+def _is_text(message: Any) -> bool:
+    """Whether all that should be text is; protobuf hands out bytes that are not UTF-8 and fails when it writes them."""
+    for field, value in message.ListFields():
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        single = isinstance(value, (str, bytes)) or hasattr(value, "ListFields")
+        for item in (value,) if single else value:
+            if isinstance(item, bytes) or (hasattr(item, "ListFields") and not _is_text(item)):
+                return False
+    return True
+
+
 def _first_repeated(names: Iterable[str], given: set[str]) -> str | None:
     seen = set(given)
     for name in names:
@@ -164,10 +185,3 @@ def _first_repeated(names: Iterable[str], given: set[str]) -> str | None:
             return name
         seen.add(name)
     return None
-
-
-def _root(error: BaseException) -> str:
-    """The first line of the first cause; what wraps it repeats whole messages."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -75,13 +75,13 @@ def read_samples(source: Any, options: DataOptions | None = None) -> Samples:
     """Samples from any source.
 
     Args:
-        source: a path to a .npz or .npy file or to a folder of images; "package.module:function" (or an iterable in a
-            module), looked up in the current folder too; an iterable of batches, such as a torch DataLoader; a mapping of
-            arrays; one array; a pair of arrays (inputs, labels); or a Samples.
+        source: a path to a .npz or .npy file or to a folder of images; "package.module:function" (or an iterable in
+            a module), looked up in the current folder too; an iterable of batches, such as a torch DataLoader; a
+            mapping of arrays; one array; a pair of arrays (inputs, labels); or a Samples.
         options: how pictures become arrays; only used for a folder.
 
-    A batch is `inputs` or the pair `(inputs, labels)`; inputs are an array, a sequence of arrays or a mapping by name, all
-    with a batch axis in front. In a mapping, `labels`, `label`, `y`, `target` or `targets` holds the labels.
+    A batch is `inputs` or the pair `(inputs, labels)`; inputs are an array, a sequence of arrays or a mapping by name,
+    all with a batch axis in front. In a mapping, `labels`, `label`, `y`, `target` or `targets` holds the labels.
 
     Raises:
         DataError: the source cannot be read, holds no sample, or lengths differ.

@@ -19,8 +19,8 @@ def split(samples: Samples, seed: int = 0) -> tuple[Samples, Samples, Samples, t
     """Samples that calibrate, select and verify, and the figures of the record that are optimistic.
 
     Samples of equal content count as one and stay in one set. With at least 30 different samples the sets are disjoint:
-    at most a quarter (256) calibrates, at most a third (1000) selects, the rest verifies. From 8 to 29 the first two are
-    one set, so the candidates' figures are optimistic; below 8 all three are the same and every figure is.
+    at most a quarter (256) calibrates, at most a third (1000) selects, the rest verifies. From 8 to 29 the first two
+    are one set, so the candidates' figures are optimistic; below 8 all three are the same and every figure is.
     The sets keep the samples' order. One pass over the data is hashed (about 1 s a gigabyte).
 
     Raises:

@@ -29,9 +29,9 @@ def load_torch(
 
     Args:
         module: any torch.nn.Module the exporter can trace; its weights are copied.
-        example_inputs: one tensor or array, a sequence of them in the order of `forward`, or a mapping by its argument names.
-        dynamic_batch: let the first axis of every input be of any size, as long as all are equal. Where the module does not
-            allow that, the example's size is kept and `notes` says so.
+        example_inputs: one tensor or array, a sequence of them in the order of `forward`, or a mapping by argument.
+        dynamic_batch: let the first axis of every input be of any size, as long as all are equal. Where the module does
+            not allow that, the example's size is kept and `notes` says so.
         keep_batchnorm: leave batch normalisations as nodes, instead of folded into what precedes them.
 
     Raises:
@@ -45,7 +45,7 @@ def load_torch(
         raise MissingExtraError("a torch module needs torch and onnxscript: pip install 'gossamer[torch]'") from error
     if not isinstance(module, torch.nn.Module):
         raise ModelError(
-            f"a {type(module).__name__} is no torch.nn.Module; build the module in Python and give it, never a pickled file"
+            f"a {type(module).__name__} is no torch.nn.Module; build the module in Python and give it, never a pickle"
         )
     name = type(module).__name__
     args, kwargs = _examples(example_inputs, name)
@@ -113,6 +113,8 @@ def _export(
     )
     if program is None:
         raise RuntimeError("the exporter gave nothing")
+    if dynamic_batch and any(value.shape and isinstance(value.shape[0], int) for value in program.model.graph.inputs):
+        raise ValueError("the module works for one size only")  # the exporter fixes it without a word
     return program.model
 
 
@@ -148,13 +150,21 @@ def _own_weights(graph: ir.Model) -> None:
 
 def _untied_notes(graph: ir.Graph) -> list[str]:
     """The exporter stores the transpose of a weight that an embedding and a linear layer share as a second one."""
-    matrices = [value for value in graph.initializers.values() if value.const_value and len(value.const_value.shape) == 2]
+    matrices = [
+        value for value in graph.initializers.values() if value.const_value and len(value.const_value.shape) == 2
+    ]
     by_shape = {(*value.const_value.shape.numpy(),): value for value in matrices if value.const_value is not None}
     notes = []
     for value in matrices:
         shape = value.const_value.shape.numpy() if value.const_value else ()
-        twin = by_shape.get(shape[::-1])
-        if twin is None or twin is value or value.const_value is None or twin.const_value is None or shape[0] > shape[1]:
+        twin = by_shape.get((*shape[::-1],))
+        if (
+            twin is None
+            or twin is value
+            or value.const_value is None
+            or twin.const_value is None
+            or shape[0] > shape[1]
+        ):
             continue
         if np.array_equal(value.const_value.numpy(), twin.const_value.numpy().T):
             notes.append(f"weights {value.name} and {twin.name} are tied in the module; the exporter stored both")

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from gossamer.errors import ModelError
 
-CHUNK_BYTES = 1 << 22
+CHUNK_BYTES = 1 << 20
 
 _FIELDS = {  # where a tensor's numbers lie when they are not raw bytes
     "float_data": "FLOAT COMPLEX64",
@@ -64,6 +64,22 @@ def check_finite(model: ir.Model, name: str) -> None:
             raise ModelError(f"{name}: weight {value.name!r} holds {found}; train or export the model again")
         if found == "-Inf" and tensor.size > 1 and not all(_is_mask_use(node) for node, _ in value.uses()):
             raise ModelError(f"{name}: weight {value.name!r} holds Inf; train or export the model again")
+
+
+def map_external(model: ir.Model) -> None:
+    """Put arrays that are mapped from the file in place of references to it: they load as lazily, and can be written.
+
+    A message made of references alone would point to files that are not beside it.
+    """
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = mapped(value.const_value)
+
+
+def mapped(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    """A tensor over a read-only map of its file."""
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -123,9 +139,8 @@ def _check_external(tensor: onnx.TensorProto, dtype: ir.DataType, where: str, fo
         raise ModelError(f"{where} has an offset or length that is no number; export the model again") from error
     want, there = _bytes_of(tensor, dtype), path.stat().st_size
     if length not in (-1, want):
-        raise ModelError(
-            f"{where} has shape {list(tensor.dims)} of {dtype.name}, {want} bytes, and declares {length}; the file is damaged"
-        )
+        kind = f"shape {list(tensor.dims)} of {dtype.name}, {want} bytes"
+        raise ModelError(f"{where} has {kind}, and declares {length}; the file is damaged")
     if offset < 0 or offset + want > there:
         raise ModelError(
             f"{where} needs bytes {offset} to {offset + want} of {path}, which has {there}; "
@@ -179,15 +194,18 @@ def _worst(tensor: ir.TensorProtocol) -> str:
 
 
 def _chunks(tensor: ir.TensorProtocol) -> Iterator[np.ndarray]:
-    """The numbers, a few megabytes at a time; external data is read, not mapped, so no page of it stays in memory."""
+    """The numbers, a megabyte at a time, valid until the next; external data is read, so no page of it stays mapped."""
     if isinstance(tensor, ir.ExternalTensor) and tensor.dtype.bitwidth >= 8:
         dtype, left = tensor.dtype.numpy().newbyteorder("<"), tensor.size
-        with open(tensor.path, "rb") as file:
+        buffer = np.empty(min(left, CHUNK_BYTES // dtype.itemsize), dtype)
+        with open(tensor.path, "rb", buffering=0) as file:
             file.seek(tensor.offset or 0)
             while left:
-                chunk = np.fromfile(file, dtype, min(left, CHUNK_BYTES // dtype.itemsize))
-                left -= len(chunk)
-                yield chunk
+                count = file.readinto(buffer[:left].view(np.uint8).data) // dtype.itemsize
+                if not count:
+                    raise ModelError(f"{tensor.path} became shorter while it was read; copy or download it again")
+                left -= count
+                yield buffer[:count]
         return
     flat = tensor.numpy().reshape(-1)
     step = CHUNK_BYTES // flat.itemsize
@@ -196,8 +214,9 @@ def _chunks(tensor: ir.TensorProtocol) -> Iterator[np.ndarray]:
 
 
 _MASK_OPS = frozenset(
-    "Add Sub Where Clip Min Max Expand Tile Pad Concat Slice Gather Reshape Squeeze Unsqueeze Transpose Trilu Cast CastLike "
-    "Identity Equal Less Greater LessOrEqual GreaterOrEqual IsInf If Loop Scan ScatterND ScatterElements".split()
+    "Add Sub Where Clip Min Max Expand Tile Pad Concat Slice Gather Reshape Squeeze Unsqueeze Transpose Trilu Cast "
+    "CastLike Identity Equal Less Greater LessOrEqual GreaterOrEqual IsInf If Loop Scan ScatterND ScatterElements "
+    "Split".split()
 )
 
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import msgspec
 import onnx_ir as ir
 
-from gossamer.measuring.layers import Layer, elements, is_parameter, layers_of
+from gossamer.measuring.layers import Layer, layers_of
 from gossamer.measuring.memory import peak_activation_bytes
 from gossamer.measuring.shapes import static_shapes
+from gossamer.measuring.weights import elements, is_parameter
 from gossamer.nouns.model import PROTO_LIMIT_BYTES, Model, size_bytes, to_bytes
 
 
@@ -58,7 +59,7 @@ def inspect(model: Model, bindings: Mapping[str, int] | None = None) -> Inspecti
         notes.append(f"multiply-accumulates unknown for {len(unknown)} layers, such as {unknown[0]}")
     return Inspection(
         model=model.name,
-        parameters=sum(elements(value) for value in model.ir.graph.initializers.values() if is_parameter(value)),
+        parameters=sum(elements(value) for value in _initializers(model.ir) if is_parameter(value)),
         macs=None if unknown else sum(macs),
         bytes=_bytes(model),
         peak_activation_bytes=peak_activation_bytes(model.ir.graph, shapes),
@@ -68,6 +69,11 @@ def inspect(model: Model, bindings: Mapping[str, int] | None = None) -> Inspecti
         layers=tuple(layers),
         notes=tuple(notes),
     )
+
+
+def _initializers(model: ir.Model) -> list[ir.Value]:
+    """Those of subgraphs too."""
+    return [value for graph in model.graphs() for value in graph.initializers.values()]
 
 
 def _bytes(model: Model) -> int:

@@ -1,14 +1,18 @@
-"""Latency: models timed against each other in one process, in turns, so that a busy machine slows all alike."""
+"""Latency: models timed against each other in one process, in turns, so that a busy machine slows all alike.
+
+With one thread the clock is the calling thread's own processor time: on an idle machine that is the time that passes,
+on a busy one it leaves out the time other programs had the processor. With more threads it is the time that passes.
+"""
 
 from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from time import perf_counter, sleep
+from time import get_clock_info, perf_counter, sleep, thread_time
 
 import numpy as np
 
@@ -69,31 +73,38 @@ def race(
     feeds = dict(feeds)
     order = list(sessions)
     times: dict[str, list[float]] = {name: [] for name in order}
+    clock = _clock(max(threads, *(session.threads for session in sessions.values())))
     with pinned(threads), _no_garbage_collection():
         for session in sessions.values():  # warm-up: the first calls allocate, and pack weights
-            _turn(session, feeds)
+            _turn(session, feeds, clock)
         begin = perf_counter()
         for done in range(rounds):
             spent_s = perf_counter() - begin
             if spent_s > budget_s and (done >= FEWEST_ROUNDS or spent_s > PATIENCE * budget_s):
                 break
             for name in order:
-                times[name].append(_turn(sessions[name], feeds))
+                times[name].append(_turn(sessions[name], feeds, clock))
             order.reverse()
     return times
 
 
-def _turn(session: Session, feeds: dict[str, np.ndarray]) -> float:
+def _turn(session: Session, feeds: dict[str, np.ndarray], clock: Callable[[], float]) -> float:
     """The median latency of a turn's calls, in milliseconds."""
     run = session.handle.run
     calls_ms: list[float] = []
     left_ms = TURN_MS
     while left_ms > 0:
-        begin = perf_counter()
+        begin = clock()
         run(None, feeds)
-        calls_ms.append((perf_counter() - begin) * 1000)
+        calls_ms.append((clock() - begin) * 1000)
         left_ms -= calls_ms[-1]
     return median(calls_ms)
+
+
+def _clock(threads: int) -> Callable[[], float]:
+    """Processor time of the calling thread if it does all the work and the system counts it finely, else real time."""
+    fine = get_clock_info("thread_time").resolution <= 1e-6
+    return thread_time if threads == 1 and fine else perf_counter
 
 
 @contextmanager

@@ -4,36 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import msgspec
 import numpy as np
 import onnx_ir as ir
 
 from gossamer.errors import CandidateError
 from gossamer.measuring.batches import Outputs, batch_size, reason, run_batch
-from gossamer.measuring.layers import constants_of
 from gossamer.measuring.noise import powers, ratio, to_db
 from gossamer.measuring.shapes import Shapes, static_shapes
+from gossamer.measuring.weights import constants_of
+from gossamer.nouns.facts import LayerError
 from gossamer.nouns.model import Model
 from gossamer.nouns.samples import Samples
 from gossamer.runtimes.onnxruntime import Session, open_session
 
 BATCH_BYTES = 200_000_000  # of all compared tensors of one graph
-
-
-class LayerError(msgspec.Struct, frozen=True):
-    """The noise of one tensor.
-
-    Attributes:
-        tensor: its name, in both graphs.
-        op: the operator that makes it in the first graph.
-        position: its place in the first graph's order.
-        snr_db: signal-to-noise ratio of the second graph's values against the first's, within -200 to 200.
-    """
-
-    tensor: str
-    op: str
-    position: int
-    snr_db: float
 
 
 def layer_errors(a: Model, b: Model, samples: Samples, limit: int | None = None) -> list[LayerError]:

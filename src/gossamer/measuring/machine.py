@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import gossamer
 from gossamer.nouns.record import Machine
 
 # what inference kernels choose by; names as Linux spells them
@@ -34,7 +35,8 @@ INFERENCE_FLAGS = (
     "sve2",
     "sme",
 )
-PACKAGES = ("gossamer", "numpy", "onnx", "onnx-ir", "onnxruntime")
+CPUINFO = Path("/proc/cpuinfo")
+PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime")
 
 
 def describe() -> Machine:
@@ -47,7 +49,7 @@ def describe() -> Machine:
         instruction_sets=tuple(flag for flag in INFERENCE_FLAGS if flag in flags),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
-        versions={name: _version(name) for name in PACKAGES},
+        versions={"gossamer": gossamer.__version__} | {name: _version(name) for name in PACKAGES},
     )
 
 
@@ -71,7 +73,7 @@ def peak_rss_bytes() -> int:
 def _cpuinfo() -> dict[str, str]:
     """The first processor's fields."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = CPUINFO.read_text()
     except OSError:
         return {}
     first = text.split("\n\n", 1)[0]

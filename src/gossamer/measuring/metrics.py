@@ -153,8 +153,11 @@ def first_outputs(session: Session, samples: Samples) -> Outputs:
     """The outputs for the first sample.
 
     Raises:
+        DataError: there is none.
         ModelError: the model fails on it.
     """
+    if not len(samples):
+        raise DataError(f"{samples.source}: there are no samples; give at least one")
     feeds = next(samples.take(np.arange(1)).batches(1)).feeds
     try:
         return run_batch(session, feeds, 1)

@@ -56,10 +56,16 @@ def _power(name: str, got: np.ndarray, expected: np.ndarray, count: int) -> tupl
             "export the model with a batch of 1 or a free batch axis"
         )
     wide = np.asarray(expected, np.float64).reshape(count, -1)
-    signal_B = np.sum(np.square(wide, where=np.isfinite(wide), out=np.zeros_like(wide)), axis=1)
+    signal_B = _sum_of_squares(wide)
     if got.shape != expected.shape:  # another number of detections, say: nothing of it can be compared
         return np.maximum(signal_B, 1.0), np.maximum(signal_B, 1.0)
     other = np.asarray(got, np.float64).reshape(count, -1)
-    # equal infinities (masks) are no noise
+    if np.isfinite(signal_B).all():
+        return _sum_of_squares(np.subtract(other, wide)), signal_B
+    # infinities, masks for instance, count neither as signal nor, where both have them, as noise
     noise = np.subtract(other, wide, where=other != wide, out=np.zeros_like(wide))
-    return np.sum(np.square(noise), axis=1), signal_B
+    return _sum_of_squares(noise), _sum_of_squares(np.where(np.isfinite(wide), wide, 0.0))
+
+
+def _sum_of_squares(values_BX: np.ndarray) -> np.ndarray:
+    return np.asarray(np.einsum("bx,bx->b", values_BX, values_BX))

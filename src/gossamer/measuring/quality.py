@@ -132,8 +132,8 @@ def preprocessing_warning(original: Scores) -> str | None:
         return None
     return (
         f"the original is right on only {hits} of {n} samples, with a mean confidence of {original.confidence:.0%}; "
-        "the preprocessing or the labels are probably not those it was trained with: check --mean, --std, --scale, "
-        "--layout and the order of the classes"
+        "the preprocessing or the labels are probably not those it was trained with: check the order of the classes "
+        "and, for images, --mean, --std, --scale, --layout and --channels"
     )
 
 

@@ -12,7 +12,7 @@ from gossamer.arith.histogram import Observed, Tally
 from gossamer.errors import CandidateError, DataError, ModelError
 from gossamer.nouns.model import Model
 from gossamer.nouns.samples import Samples
-from gossamer.runtimes.onnxruntime import Session, open_session, outputs_of
+from gossamer.runtimes.onnxruntime import Session, open_session
 
 BATCH_BYTES = 64_000_000  # of inputs and observed activations; twice this is held, as counting lags one batch behind
 LARGEST_BATCH = 16  # activations that nobody observes grow with the batch as well
@@ -46,9 +46,10 @@ def observe(
         counted = counter.submit(_count, {}, {}, 0, 1)  # nothing yet
         for batch in samples.batches(size):
             feeds = _padded(batch.feeds, size) if fixed else batch.feeds
-            tensors = feeds | _run(session, fetched, feeds)
+            arrays = feeds | _run(session, fetched, feeds)
             counted.result()
-            counted = counter.submit(_count, tallies, tensors, _rows(batch.feeds), _rows(feeds))
+            counted = counter.submit(_count, tallies, arrays, _rows(batch.feeds), _rows(feeds))
+            del arrays  # the counter drops them one by one, and the runtime uses their memory again
         counted.result()
     seen = {name: tally.result() for name, tally in tallies.items()}
     for name, observed in seen.items():
@@ -63,7 +64,9 @@ def _with_outputs(model: Model, names: Sequence[str]) -> Model:
     outputs = {value.name for value in graph.outputs}
     for name in names:
         if name not in values:
-            raise ModelError(f"{model.name}: no node of the main graph computes {name!r}; only such tensors have ranges")
+            raise ModelError(
+                f"{model.name}: no node of the main graph computes {name!r}; only such tensors have ranges"
+            )
         if name not in outputs:
             graph.outputs.append(values[name])
     return clone
@@ -87,7 +90,9 @@ def _batch_size(session: Session, fetched: Sequence[str], samples: Samples) -> _
         twice = _run(session, fetched, _padded(one, 2))
     except CandidateError:  # its batch axis is free in name only
         return _BatchSize(1, False)
-    if any(array.shape[:1] != (1,) for array in alone.values()) or any(array.shape[:1] != (2,) for array in twice.values()):
+    if any(array.shape[:1] != (1,) for array in alone.values()) or any(
+        array.shape[:1] != (2,) for array in twice.values()
+    ):
         return _BatchSize(1, False)
     one_bytes = sum(array.nbytes for array in (*one.values(), *alone.values()))
     return _BatchSize(max(1, min(LARGEST_BATCH, BATCH_BYTES // max(one_bytes, 1))), False)
@@ -107,16 +112,16 @@ def _run(session: Session, fetched: Sequence[str], feeds: Mapping[str, np.ndarra
     if not fetched:
         return {}
     try:
-        return dict(zip(fetched, outputs_of(session, fetched, feeds), strict=True))
+        return dict(zip(fetched, session.run(feeds, fetched), strict=True))
     except Exception as error:  # onnxruntime raises a dozen unrelated types
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
         raise CandidateError(f"onnxruntime fails on a batch of calibration samples: {line}") from error
 
 
-def _count(tallies: Mapping[str, Tally], tensors: Mapping[str, np.ndarray], kept: int, size: int) -> None:
-    """Take in the first `kept` of a batch's `size` samples."""
+def _count(tallies: Mapping[str, Tally], arrays: dict[str, np.ndarray], kept: int, size: int) -> None:
+    """Take in the first `kept` of a batch's `size` samples; empties `arrays`."""
     for name, tally in tallies.items():
-        array = tensors[name]
+        array = arrays.pop(name)
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
             kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
             raise ModelError(f"tensor {name!r} holds {kind}; ranges are of float tensors only")

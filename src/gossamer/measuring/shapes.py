@@ -59,21 +59,21 @@ def static_shapes(model: Model, bindings: Mapping[str, int] | None = None) -> Sh
 def _bind(model: Model, bindings: Mapping[str, int]) -> tuple[Model, tuple[str, ...]]:
     """A copy with fixed input shapes and no stale shapes inside, and what could not be fixed."""
     copy = model.clone()
+    free: dict[str, list[str]] = {}
     notes: list[str] = []
     for value in copy.ir.graph.inputs:
         if value.shape is None:
-            notes.append(f"input {value.name} has no rank; shapes behind it are unknown")
+            notes.append(f"input {value.name} has no rank: without one, shapes are unknown")
             continue
-        dims: list[int | str | None] = []
+        dims: list[int | None] = []
         for axis, dim in enumerate(value.shape):
-            length = _length(dim, axis, bindings)
-            if length is None:
-                name = dim.value if isinstance(dim, ir.SymbolicDim) and dim.value else "unnamed"
-                notes.append(
-                    f"axis {axis} of input {value.name} ({name}) is free: without a length, shapes are unknown"
-                )
-            dims.append(length)
+            dims.append(_length(dim, axis, bindings))
+            if dims[-1] is None:
+                name = dim.value if isinstance(dim, ir.SymbolicDim) and dim.value else "without name"
+                free.setdefault(name, []).append(f"{value.name} axis {axis}")
         value.shape = ir.Shape(dims)
+    for name, places in free.items():
+        notes.append(f"dimension {name} ({', '.join(places)}) is free: without a length for it, shapes are unknown")
     for node in copy.ir.graph:
         for output in node.outputs:
             output.shape = None

@@ -65,3 +65,20 @@ class Facts:
     accuracy: Accuracy
     bytes: Bytes
     latency_ms: Latency
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """The noise of one tensor that two graphs both have.
+
+    Attributes:
+        tensor: its name, in both graphs.
+        op: the operator that makes it in the first graph.
+        position: its place in the first graph's order.
+        snr_db: signal-to-noise ratio of the second graph's values against the first's, within -200 to 200.
+    """
+
+    tensor: str
+    op: str
+    position: int
+    snr_db: float

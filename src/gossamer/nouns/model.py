@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +47,8 @@ def to_bytes(model: Model) -> bytes:
     """Serialise a model under 2 GB with its weights inside; the same graph gives the same bytes."""
     import onnx_ir as ir
 
-    return ir.serde.serialize_model(model.ir).SerializeToString(deterministic=True)
+    content: bytes = ir.serde.serialize_model(model.ir).SerializeToString(deterministic=True)
+    return content
 
 
 def save(model: Model, path: Path) -> int:
@@ -76,7 +78,9 @@ def save(model: Model, path: Path) -> int:
                 leftover.unlink()
             staging.rmdir()
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}; free some space or choose another -o") from error
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another -o"
+        ) from error
     return size_bytes(path)
 
 
@@ -95,8 +99,11 @@ def write_file(path: Path, content: bytes) -> int:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another -o, or free some space") from error
+        with suppress(OSError):
+            temporary.unlink()
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; choose another -o, or free some space"
+        ) from error
     return len(content)
 
 
@@ -111,4 +118,4 @@ def size_bytes(path: Path) -> int:
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in names)
+    return path.stat().st_size + sum(int((path.parent / name).stat().st_size) for name in names)

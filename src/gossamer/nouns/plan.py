@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -11,14 +10,14 @@ import msgspec
 from gossamer.errors import OptionError
 
 
-class Scope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Scope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Which nodes: names or shell patterns (`*`, `?`). Empty `only` means all; `skip` is taken away from it."""
 
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
 
 
-class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One sentence. `method` is the name of a module in `gossamer.passes`; `config` are that module's options."""
 
     method: str
@@ -30,10 +29,11 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.json.encode(self, order="sorted").decode()
 
 
-class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The samples a plan was made with, so that replaying it needs no other argument.
 
-    `data` and `options` are what `--data` and its options were; `threads` those of the runtime; `digest` is the SHA-256 of the calibration split.
+    `data` and `options` are what `--data` and its options were, `seed` that of the splits, `threads` those of the
+    runtime; `digest` is the SHA-256 of the calibration split.
     """
 
     data: str = ""
@@ -65,7 +65,9 @@ def plan_from_yaml(text: str | bytes, source: str = "plan.yaml") -> Plan:
     try:
         plan = msgspec.yaml.decode(text, type=Plan)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise OptionError(f"{source}: {' '.join(str(error).split())}; compare with a plan.yaml that compress wrote") from error
+        raise OptionError(
+            f"{source}: {' '.join(str(error).split())}; compare with a plan.yaml that compress wrote"
+        ) from error
     if plan.version != 1:
         raise OptionError(f"{source}: plan version {plan.version}; this gossamer reads version 1")
     return plan

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
+
 import msgspec
 
-from gossamer.nouns.facts import Accuracy, Bytes, Facts, Latency
+from gossamer.nouns.facts import Accuracy, Bytes, Facts, Latency, LayerError
 from gossamer.nouns.plan import Plan
 
 
@@ -69,6 +71,7 @@ class Record(msgspec.Struct, frozen=True):
     confident: bool
     chosen: str
     model: str
+    data: str
     original_sha256: str
     artifact_sha256: str
     labelled: bool
@@ -76,14 +79,29 @@ class Record(msgspec.Struct, frozen=True):
     candidates: tuple[Candidate, ...]
     machine: Machine
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     interrupted: bool = False
     gossamer: str = ""
 
-    def to_json(self) -> bytes:
+    def to_json(self) -> builtins.bytes:
         """The record as indented JSON."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
 
-def record_from_json(text: bytes) -> Record:
+class Comparison(msgspec.Struct, frozen=True):
+    """Two files held against each other; `layers` lists the noise of each tensor that both have, worst first."""
+
+    met: bool
+    artifact: str
+    accuracy: Accuracy
+    bytes: Bytes
+    latency_ms: Latency
+    seconds: float
+    peak_rss_bytes: int
+    max_drop: float
+    layers: tuple[LayerError, ...]
+
+
+def record_from_json(text: builtins.bytes) -> Record:
     """Read a record that `to_json` wrote."""
     return msgspec.json.decode(text, type=Record)

@@ -74,7 +74,9 @@ class Samples:
         return Batch(feeds, None if self.labels is None else self.labels[rows])
 
 
-def samples_from_arrays(inputs: Mapping[str, Sequence[np.ndarray] | np.ndarray], labels: np.ndarray | None = None, source: str = "memory") -> Samples:
+def samples_from_arrays(
+    inputs: Mapping[str, Sequence[np.ndarray] | np.ndarray], labels: np.ndarray | None = None, source: str = "memory"
+) -> Samples:
     """Samples over arrays or lists of arrays that share their length.
 
     Raises:

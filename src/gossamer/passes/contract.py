@@ -74,7 +74,7 @@ def find(method: str) -> Pass:
         near = get_close_matches(method, names(), 1)
         hint = f", did you mean {near[0]}?" if near else ";"
         raise OptionError(f"method {method!r} is unknown{hint} allowed are {', '.join(names())}")
-    return importlib.import_module(f"gossamer.passes.{method}")  # type: ignore[return-value]  # a module is the Pass
+    return importlib.import_module(f"gossamer.passes.{method}")
 
 
 def configure(step: Step) -> Any:

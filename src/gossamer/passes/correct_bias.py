@@ -2,9 +2,9 @@
 
 Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction", in its empirical form:
 the layer is fed the float model's own input, in float and as quantized, and the difference of the two outputs is
-averaged per channel. The average over one half of the batches is the correction; the other half decides. NNCF's
-fast form skips or ruins whole layers by a fixed threshold; here a layer keeps its correction only if its measured
-squared error falls on samples that did not set it.
+averaged per channel. The average over one half of the samples is tried on the other half: only if the squared mean
+error falls there is the layer corrected, by the average over all. NNCF's fast form skips or ruins whole layers by a
+fixed threshold instead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import onnx_ir as ir
 
 from gossamer.arith.affine import dequantize, quantize_bias
 from gossamer.errors import CandidateError
-from gossamer.graph.edit import add_initializer, attribute_int, constant, drop_unused
+from gossamer.graph.edit import add_initializer, constant, drop_unused, fresh_name, graph_of
+from gossamer.graph.layers import Layer, layer_of
 from gossamer.graph.qdq import dequantized, dequantizer, stored_integers
 from gossamer.measuring.means import half_means
 from gossamer.nouns.model import Model
@@ -44,18 +45,17 @@ class Probe:
 
     Attributes:
         node: the quantized node.
-        original: the node of the same name in the reference model.
-        input_scale, input_zero_point, bias_scale: as in the graph.
-        w, bias: the weight and bias as the runtime will see them, float32.
+        input_scale, zero_point: of its input, as in the graph.
+        w, bias_O: the weight and bias as the runtime will see them, float32.
+        bias_scale_O: of its bias, if it has one or were to get one.
     """
 
     node: ir.Node
-    original: ir.Node
     input_scale: np.ndarray
-    input_zero_point: np.ndarray
+    zero_point: np.ndarray
     w: np.ndarray
-    bias: np.ndarray
-    bias_scale: np.ndarray
+    bias_O: np.ndarray
+    bias_scale_O: np.ndarray
 
 
 def requires(model: Model, config: Config, scope: Scope) -> None:
@@ -63,24 +63,29 @@ def requires(model: Model, config: Config, scope: Scope) -> None:
 
 
 def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None) -> Result:
-    """Measure every quantized Conv and Gemm, correct those that gain."""
+    """Measure every quantized Conv and Gemm, correct those that gain.
+
+    Raises:
+        CandidateError: the runtime refuses the graph that measures.
+    """
     reference = model.reference
     probes = [] if reference is None else _find(model, reference, scope)
     if not probes or reference is None or evidence is None:
-        return Result(model, False, ("correct_bias: no quantized convolution or Gemm with a bias",))
-    names = [_probe_name(probe) for probe in probes]
-    means = half_means(_probe_model(reference, probes), names, evidence.samples, evidence.threads)
+        return Result(model, False, ("correct_bias: no quantized convolution or Gemm",))
+    measured, outputs = _with_twins(reference, probes)
+    means = half_means(measured, outputs, evidence.samples, evidence.threads)
     clone = model.clone()
-    kept = []
-    for probe in probes:
-        first_O, second_O = means[_probe_name(probe)]  # the mean error of each half, (O,)
+    nodes = {node.name: node for node in clone.ir.graph}
+    kept = 0
+    for probe, output in zip(probes, outputs, strict=True):
+        first_O, second_O = means[output]
         if np.square(second_O - first_O).sum() < np.square(second_O).sum():
-            kept.append(probe.node.name)
-            _shift_bias(clone.ir.graph, probe, (first_O + second_O) / 2)
-    drop_unused(clone.ir)
-    note = f"correct_bias kept {len(kept)} of {len(probes)} layers"
+            _store_bias(nodes[probe.node.name], probe, probe.bias_O - (first_O + second_O) / 2)
+            kept += 1
+    note = f"correct_bias kept {kept} of {len(probes)} layers"
     if not kept:
         return Result(model, False, (note,))
+    drop_unused(clone.ir)
     return Result(clone, True, (note,))
 
 
@@ -97,70 +102,75 @@ def ensures(before: Model, result: Result, config: Config) -> None:
 
 
 def _find(model: Model, reference: Model, scope: Scope) -> list[Probe]:
+    """The quantized layers in scope that were float layers of the same name in the reference."""
     originals = {node.name: node for node in reference.ir.graph}
     probes = []
     for node in nodes_in_scope(model, scope, "Conv", "Gemm"):
         original = originals.get(node.name)
-        activation, weight, bias = (dequantizer(node, index) for index in range(3))
-        if original is None or original.op_type != node.op_type or activation is None or weight is None:
-            continue
-        stored, scale, axis = stored_integers(weight)
-        w = dequantize(stored, scale, np.zeros_like(scale, stored.dtype), axis)
-        input_scale, input_zero = (np.asarray(constant(activation.inputs[index])) for index in (1, 2))
-        channels = w.shape[1] if node.op_type == "Gemm" and not attribute_int(node, "transB", 0) else w.shape[0]
-        bias_scale = np.broadcast_to(np.float32(input_scale * scale), (channels,))
-        b = np.zeros(channels, np.float32)
-        if bias is not None:
-            bias_stored, _, _ = stored_integers(bias)
-            b = dequantize(bias_stored, bias_scale, np.zeros_like(bias_scale, np.int32), 0)
-        probes.append(Probe(node, original, input_scale, input_zero, w, b, bias_scale))
+        layer = layer_of(original) if original is not None and original.op_type == node.op_type else ""
+        probe = _probe(node, layer) if isinstance(layer, Layer) else None
+        if probe is not None:
+            probes.append(probe)
     return probes
 
 
-def _probe_name(probe: Probe) -> str:
-    return f"{probe.node.name}/mean_error"
+def _probe(node: ir.Node, original: Layer) -> Probe | None:
+    """What there is to know of a quantized layer, or None if it is not quantized the way `quantize_static` does it."""
+    activation, weight, bias = (dequantizer(node, index) for index in range(3))
+    w = None if weight is None else stored_integers(weight)
+    stored = None if bias is None else stored_integers(bias)
+    has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
+    if activation is None or w is None or has_bias != (stored is not None):
+        return None
+    input_scale, zero_point = (constant(value) for value in activation.inputs[1:3])
+    if input_scale is None or zero_point is None or input_scale.ndim:
+        return None
+    bias_scale_O = np.broadcast_to(np.asarray(input_scale * w.scale, np.float32), (original.channels,))
+    bias_O = np.zeros(original.channels, np.float32)
+    if stored is not None:
+        bias_O = dequantize(stored.integers, bias_scale_O, np.zeros(bias_O.shape, np.int32), 0)
+    real = dequantize(w.integers, w.scale, w.zero_point, w.axis)
+    return Probe(node, input_scale, zero_point, real, bias_O, bias_scale_O)
 
 
-def _probe_model(reference: Model, probes: list[Probe]) -> Model:
-    """The float model with a quantized twin beside each layer and, as outputs, what the twin's output is too high by.
+def _with_twins(reference: Model, probes: list[Probe]) -> tuple[Model, list[str]]:
+    """The float model with a quantized twin beside each layer, and the names of the outputs that hold the errors.
 
-    Each output is (B, O): the error's mean over the positions of every sample.
+    Each of them is (B, O): what the twin's output is too high by, its mean over the positions of every sample.
     """
     clone = reference.clone()
-    graph = clone.ir.graph
-    nodes = {node.name: node for node in graph}
+    nodes = {node.name: node for node in clone.ir.graph}
+    outputs = []
     for probe in probes:
-        original = nodes[probe.original.name]
-        x, name = original.inputs[0], probe.node.name or "layer"
-        pair = [
-            add_initializer(graph, f"{name}/probe_scale", probe.input_scale),
-            add_initializer(graph, f"{name}/probe_zero_point", probe.input_zero_point),
-        ]
-        w = add_initializer(graph, f"{name}/probe_weight", probe.w)
-        b = add_initializer(graph, f"{name}/probe_bias", probe.bias)
-        integer = ir.node("QuantizeLinear", [x, *pair])
-        real = ir.node("DequantizeLinear", [integer.outputs[0], *pair])
-        twin = ir.node(original.op_type, [real.outputs[0], w, b], dict(original.attributes))
-        error = ir.node("Sub", [twin.outputs[0], original.outputs[0]])
-        chain = [integer, real, twin, error]
-        if original.op_type == "Conv":
-            rank = probe.w.ndim
-            axes = add_initializer(graph, f"{name}/probe_axes", np.arange(2, rank, dtype=np.int64))
-            chain.append(ir.node("ReduceMean", [error.outputs[0], axes], {"keepdims": 0}))
-        for index, node in enumerate(chain):
-            node.name = f"{name}/probe_{index}"
-            node.outputs[0].name = f"{name}/probe_value_{index}"
-        original.append(chain)
-        output = chain[-1].outputs[0]
-        output.name, output.dtype = _probe_name(probe), ir.DataType.FLOAT
-        graph.outputs.append(output)
-    return clone
+        error = _add_twin(nodes[probe.node.name], probe)
+        clone.ir.graph.outputs.append(error)
+        outputs.append(error.name or "")
+    return clone, outputs
 
 
-def _shift_bias(graph: ir.Graph, probe: Probe, error_O: np.ndarray) -> None:
-    """Store the bias anew, with the mean error taken off; a layer without bias gets one, which costs no time."""
-    node = next(node for node in graph if node.name == probe.node.name)
-    stored = quantize_bias(probe.bias - error_O, probe.bias_scale)
-    bias = dequantized(node, f"{node.name}/bias_corrected", stored, probe.bias_scale, 0)
+def _add_twin(original: ir.Node, probe: Probe) -> ir.Value:
+    graph, name = graph_of(original), f"{original.name}/twin"
+    arrays = {"scale": probe.input_scale, "zero_point": probe.zero_point, "weight": probe.w, "bias": probe.bias_O}
+    scale, zero_point, w, b = (add_initializer(graph, f"{name}_{part}", array) for part, array in arrays.items())
+    integer = ir.node("QuantizeLinear", [original.inputs[0], scale, zero_point])
+    real = ir.node("DequantizeLinear", [integer.outputs[0], scale, zero_point])
+    twin = ir.node(original.op_type, [real.outputs[0], w, b], original.attributes)
+    error = ir.node("Sub", [twin.outputs[0], original.outputs[0]])
+    chain = [integer, real, twin, error]
+    if original.op_type == "Conv":
+        axes = add_initializer(graph, f"{name}_axes", np.arange(2, probe.w.ndim, dtype=np.int64))
+        chain.append(ir.node("ReduceMean", [error.outputs[0], axes], {"keepdims": 0}))
+    for index, node in enumerate(chain):
+        node.name = f"{name}_{index}"
+        node.outputs[0].name = fresh_name(graph, f"{name}_value_{index}")
+    graph.insert_after(original, chain)
+    output = chain[-1].outputs[0]
+    output.dtype = ir.DataType.FLOAT
+    return output
+
+
+def _store_bias(node: ir.Node, probe: Probe, bias_O: np.ndarray) -> None:
+    """Store the bias anew; a layer without bias gets one, which costs no time."""
+    steps = quantize_bias(bias_O, probe.bias_scale_O)
     node.resize_inputs(3)
-    node.replace_input_with(2, bias)
+    node.replace_input_with(2, dequantized(node, f"{node.name}/bias_corrected", steps, probe.bias_scale_O, 0))

@@ -104,8 +104,9 @@ def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None)
     for _ in range(_SWEEPS):
         if _sweep(links, weights, config.max_scale) < _STEP:
             break
-    for node, weight in weights.items():
-        _rescale(clone.ir.graph, node, weight)
+    with np.errstate(over="ignore"):  # `ensures` looks for what overflowed
+        for node, weight in weights.items():
+            _rescale(clone.ir.graph, node, weight)
     return Result(clone, True, (f"equalize_channels: {len(links)} pairs of convolutions equalized",))
 
 

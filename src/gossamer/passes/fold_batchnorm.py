@@ -147,18 +147,16 @@ def _fold(graph: ir.Graph, layer: _Layer, norm: ir.Node) -> str:
     spread = variance + attribute_float(norm, "epsilon", 1e-5)
     if not np.all(spread > 0):
         return "a variance is not positive"
-    scale_O = gamma / np.sqrt(spread)
-    w = (np.asarray(constant(layer.weight), np.float64) * _scale_like_weight(layer, scale_O)).astype(np.float32)
     old_bias = np.zeros(1) if layer.bias is None else np.asarray(constant(layer.bias), np.float64)
     old_bias = old_bias * attribute_float(layer.node, "beta", 1.0)  # only a Gemm has one
-    bias = ((old_bias - mean) * scale_O + beta).astype(np.float32)
+    with np.errstate(all="ignore"):  # looked at below
+        scale_O = gamma / np.sqrt(spread)
+        w = (np.asarray(constant(layer.weight), np.float64) * _scale_like_weight(layer, scale_O)).astype(np.float32)
+        bias = ((old_bias - mean) * scale_O + beta).astype(np.float32)
     if not (np.isfinite(w).all() and np.isfinite(bias).all()):
         return "the folded weight would not be finite"
     layer.weight.const_value = ir.tensor(w, name=layer.weight.name)
-    _attach_bias(graph, layer, bias)
-    end = (
-        layer.end if layer.bias is not None or layer.node.op_type != "MatMul" else _add_behind(graph, layer.node, bias)
-    )
+    end = _attach_bias(graph, layer, bias)
     _remove(graph, end.outputs[0], norm)
     return ""
 
@@ -176,8 +174,8 @@ def _scale_like_weight(layer: _Layer, scale_O: np.ndarray) -> np.ndarray:
     return scale_O[:, None] if transposed else scale_O[None, :]
 
 
-def _attach_bias(graph: ir.Graph, layer: _Layer, bias: np.ndarray) -> None:
-    """Store the bias: in place if nothing else reads it, else beside the old one."""
+def _attach_bias(graph: ir.Graph, layer: _Layer, bias: np.ndarray) -> ir.Node:
+    """Store the bias: in place if nothing else reads it, else beside the old one. Gives the layer's last node."""
     node, old = layer.end, layer.bias
     if old is not None and len(old.uses()) == 1 and not old.is_graph_output():
         old.const_value = ir.tensor(bias, name=old.name)
@@ -185,11 +183,14 @@ def _attach_bias(graph: ir.Graph, layer: _Layer, bias: np.ndarray) -> None:
     elif old is not None:
         value = add_initializer(graph, f"{layer.node.name}/bias", bias)
         node.replace_input_with(next(i for i, known in enumerate(node.inputs) if known is old), value)
-    elif node.op_type != "MatMul":
+    elif node.op_type == "MatMul":
+        return _add_behind(graph, node, bias)
+    else:
         node.resize_inputs(3)
         node.replace_input_with(2, add_initializer(graph, f"{node.name}/bias", bias))
     if "beta" in node.attributes:
         node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
+    return node
 
 
 def _add_behind(graph: ir.Graph, product: ir.Node, bias: np.ndarray) -> ir.Node:

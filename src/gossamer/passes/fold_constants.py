@@ -19,7 +19,7 @@ from gossamer.errors import CandidateError
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Scope
 from gossamer.passes.contract import Result, in_scope
-from gossamer.runtimes.onnxruntime import open_session, outputs_of
+from gossamer.runtimes.onnxruntime import open_session
 
 if TYPE_CHECKING:
     from gossamer.measuring.evidence import Evidence
@@ -69,7 +69,6 @@ def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None)
             if _is_worth_it(node, values, set(found), config):
                 _replace(graph, node, [value for value in values if value is not None])
                 folded += 1
-        _drop_dead(graph, [node for node in found if node.graph is not None])
     if not shapes and not folded:
         return Result(model, False)
     return Result(clone, True, (f"fold_constants: {folded + len(shapes)} nodes became constants",))
@@ -150,7 +149,7 @@ def _evaluate(model: Model, nodes: Iterable[ir.Node]) -> dict[str, np.ndarray]:
     extracted = Model(ir.Model(part, ir_version=model.ir.ir_version), f"the constants of {model.name}")
     session = open_session(extracted, optimize=False)
     names = [value.name for value in session.handle.get_outputs() if value.type in _STORABLE]
-    return dict(zip(names, outputs_of(session, names, {}), strict=True)) if names else {}
+    return dict(zip(names, session.run({}, names), strict=True)) if names else {}
 
 
 def _is_worth_it(node: ir.Node, values: list[np.ndarray | None], found: set[ir.Node], config: Config) -> bool:
@@ -175,15 +174,6 @@ def _replace(graph: ir.Graph, node: ir.Node, arrays: list[np.ndarray]) -> None:
     inputs = [value for value in node.inputs if value is not None]
     graph.remove(node, safe=True)
     _drop_unread(graph, inputs)
-
-
-def _drop_dead(graph: ir.Graph, nodes: list[ir.Node]) -> None:
-    """Constant nodes that were kept for size, but whose readers have gone."""
-    for node in reversed(nodes):
-        if not any(output.uses() for output in node.outputs):
-            inputs = [value for value in node.inputs if value is not None]
-            graph.remove(node, safe=True)
-            _drop_unread(graph, inputs)
 
 
 def _drop_unread(graph: ir.Graph, values: list[ir.Value]) -> None:

@@ -16,11 +16,11 @@ import onnx_ir as ir
 
 from gossamer.arith.affine import quantize, weight_scales
 from gossamer.errors import CandidateError, OptionError
-from gossamer.graph.edit import add_initializer, add_node, constant, drop_unused, fresh_name
-from gossamer.graph.layers import Layer, bias_array, layer_of
+from gossamer.graph.edit import add_node, constant, drop_unused, fresh_name, graph_of, shared_initializer, take_over
+from gossamer.graph.layers import Layer, bias_array, check_finite, layer_of, reads_table
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Scope
-from gossamer.passes.contract import Result, nodes_in_scope
+from gossamer.passes.contract import Result, in_scope, nodes_in_scope
 
 if TYPE_CHECKING:
     from gossamer.measuring.evidence import Evidence
@@ -50,32 +50,34 @@ def requires(model: Model, config: Config, scope: Scope) -> None:
         OptionError: names the node, and why it cannot.
     """
     for node in model.ir.graph:
-        if node.name in scope.only:
-            found = layer_of(node)
-            reason = found if isinstance(found, str) else "a Conv has no fast dynamic form; use quantize_static"
-            if not _is_table(node) and (isinstance(found, str) or node.op_type == "Conv"):
-                raise OptionError(f"quantize_dynamic cannot quantize node {node.name!r}: {reason}")
+        reason = _obstacle(node, config, scope) if node.name in scope.only and in_scope(scope, node) else ""
+        if reason:
+            raise OptionError(
+                f"quantize_dynamic cannot quantize node {node.name!r}: {reason}; leave it out of the scope"
+            )
 
 
 def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None) -> Result:
-    """Rewrite every MatMul and Gemm with a constant weight, and the embedding tables."""
+    """Rewrite every MatMul and Gemm with a constant weight, and the embedding tables.
+
+    Raises:
+        ModelError: a weight holds NaN or infinity.
+    """
     clone = model.clone()
-    graph = clone.ir.graph
     inputs: dict[ir.Value, tuple[ir.Value, ...]] = {}  # activation -> its integers, scale, zero point
     notes, changed = [], False
-    for node in nodes_in_scope(clone, scope, "MatMul", "Gemm"):
-        layer = layer_of(node)
-        if isinstance(layer, str):
-            if constant(node.inputs[1]) is not None:
-                notes.append(f"quantize_dynamic left {node.name} in float: {layer}")
-            continue
-        _rewrite_product(graph, layer, inputs, config)
-        changed = True
-    if config.embeddings:
-        for node in nodes_in_scope(clone, scope, "Gather"):
-            if _is_table(node):
-                _rewrite_gather(graph, node)
-                changed = True
+    # what is rewritten is decided first, as the readers of a table say whether it can be
+    chosen = {node: _obstacle(node, config, scope) for node in nodes_in_scope(clone, scope, "MatMul", "Gemm", "Gather")}
+    for node, reason in chosen.items():
+        if reason and (reads_table(node) or (node.op_type != "Gather" and constant(node.inputs[1]) is not None)):
+            notes.append(f"quantize_dynamic left {node.name} in float: {reason}")
+        elif not reason:
+            changed = True
+            layer = layer_of(node)
+            if isinstance(layer, Layer):
+                _rewrite_product(layer, inputs, config)
+            else:
+                _rewrite_gather(node)
     if not changed:
         return Result(model, False, (*notes, "quantize_dynamic: no matrix product with a constant weight"))
     drop_unused(clone.ir)
@@ -88,92 +90,85 @@ def ensures(before: Model, result: Result, config: Config) -> None:
     Raises:
         CandidateError: names the product that does not.
     """
+    known = {node.name for node in before.ir.graph}
     for node in result.model.ir.graph:
-        if node.op_type == "MatMulInteger" and node.inputs[1] is not None and node.inputs[1].dtype != ir.DataType.INT8:
-            raise CandidateError(f"{node.name}: weight is {node.inputs[1].dtype}, promised int8")
+        weight = node.inputs[1] if node.op_type == "MatMulInteger" and node.name not in known else None
+        if weight is not None and weight.dtype != ir.DataType.INT8:
+            raise CandidateError(f"{node.name}: weight is {weight.dtype}, promised int8")
 
 
-def _rewrite_product(
-    graph: ir.Graph, layer: Layer, inputs: dict[ir.Value, tuple[ir.Value, ...]], config: Config
-) -> None:
-    node, x = layer.node, layer.node.inputs[0]
+def _obstacle(node: ir.Node, config: Config, scope: Scope) -> str:
+    """Why a node cannot be quantized, or ""."""
+    if node.domain == "" and node.op_type == "Conv":
+        return "a Conv has no fast dynamic form; use quantize_static"
+    if node.domain != "" or node.op_type != "Gather":
+        layer = layer_of(node)
+        return layer if isinstance(layer, str) else ""
+    if not reads_table(node):
+        return "it does not look up rows of a constant float32 matrix"
+    table = node.inputs[0]
+    if not config.embeddings:
+        return "the option embeddings is off"
+    if table is None or table.is_graph_output() or np.asarray(constant(table)).size < SMALLEST_TABLE:
+        return f"its table has fewer than {SMALLEST_TABLE} elements"
+    if not all(reads_table(user) and user.graph is node.graph and in_scope(scope, user) for user in table.consumers()):
+        return f"its table {table.name} has other readers, and would be stored twice"
+    return ""
+
+
+def _rewrite_product(layer: Layer, inputs: dict[ir.Value, tuple[ir.Value, ...]], config: Config) -> None:
+    check_finite(layer.node, layer.weight, layer.bias)
+    graph, node, x = graph_of(layer.node), layer.node, layer.x
     name = layer.weight.name or "weight"
     w_KN = np.asarray(constant(layer.weight))
     if layer.channel_axis == 0:  # Gemm with transB: MatMulInteger has no transposed form
         w_KN = w_KN.T
     axis = 1 if config.granularity == "channel" else None
-    scale_N = np.asarray(weight_scales(w_KN, axis), np.float32)
+    scale_N = weight_scales(w_KN, axis)
     stored_KN = quantize(w_KN, scale_N, np.zeros_like(scale_N, np.int8), axis)
     if x not in inputs:
-        inputs[x] = _quantize_input(node, x)  # type: ignore[arg-type,index]  # a layer has an input
-    x_integer, x_scale, x_zero_point = inputs[x]  # type: ignore[index]
-    weight, scale = (
-        _shared(graph, name + suffix, array) for suffix, array in (("_quantized", stored_KN), ("_scale", scale_N))
+        inputs[x] = _quantize_input(node, x)
+    x_integer, x_scale, x_zero_point = inputs[x]
+    weight = shared_initializer(graph, f"{name}_quantized", stored_KN)
+    scale = shared_initializer(graph, f"{name}_scale", scale_N)
+    base, shape = node.outputs[0].name or "output", node.outputs[0].shape
+    product = add_node(
+        node, "MatMulInteger", [x_integer, weight, x_zero_point], f"{base}_int32", ir.DataType.INT32, shape
     )
-    output = node.outputs[0]
-    base, shape = output.name or "output", output.shape
-    product = add_node(node, "MatMulInteger", [x_integer, weight, x_zero_point], f"{base}_int32", ir.DataType.INT32, shape)
     real = add_node(node, "Cast", [product], f"{base}_cast", ir.DataType.FLOAT, shape, {"to": int(ir.DataType.FLOAT)})
     both = add_node(node, "Mul", [x_scale, scale], f"{base}_scale", ir.DataType.FLOAT, ir.Shape(scale_N.shape))
     result = add_node(node, "Mul", [real, both], f"{base}_scaled", ir.DataType.FLOAT, shape)
     if layer.bias is not None:
-        bias = _shared(graph, f"{layer.bias.name}_row", bias_array(layer))
+        bias = shared_initializer(graph, f"{layer.bias.name}_row", bias_array(layer))
         result = add_node(node, "Add", [result, bias], f"{base}_biased", ir.DataType.FLOAT, shape)
-    _take_over(graph, node, result)
+    take_over(node, result)
 
 
 def _quantize_input(node: ir.Node, x: ir.Value) -> tuple[ir.Value, ...]:
     """One DynamicQuantizeLinear for all products that read the same activation, in front of the first."""
+    graph, scalar = graph_of(node), ir.Shape([])
     quantizer = ir.node("DynamicQuantizeLinear", [x], name=f"{x.name}/DynamicQuantizeLinear", num_outputs=3)
-    parts = (("_quantized", ir.DataType.UINT8, x.shape), ("_scale", ir.DataType.FLOAT, ir.Shape([])), ("_zero_point", ir.DataType.UINT8, ir.Shape([])))
-    for output, (suffix, dtype, shape) in zip(quantizer.outputs, parts, strict=True):
-        output.name, output.dtype, output.shape = f"{x.name}{suffix}", dtype, shape
-    node.prepend(quantizer)
-    return tuple(quantizer.outputs)
+    integers, scale, zero_point = quantizer.outputs
+    integers.dtype, integers.shape = ir.DataType.UINT8, x.shape
+    scale.dtype, scale.shape = ir.DataType.FLOAT, scalar
+    zero_point.dtype, zero_point.shape = ir.DataType.UINT8, scalar
+    for output, suffix in zip(quantizer.outputs, ("quantized", "scale", "zero_point"), strict=True):
+        output.name = fresh_name(graph, f"{x.name}_{suffix}")
+    graph.insert_before(node, quantizer)
+    return integers, scale, zero_point
 
 
-def _is_table(node: ir.Node) -> bool:
-    """A look-up of rows in a large float matrix that nothing but look-ups reads."""
-    if node.op_type != "Gather" or ("axis" in node.attributes and node.attributes["axis"].as_int() != 0):
-        return False
-    table = constant(node.inputs[0])
-    if table is None or table.dtype != np.float32 or table.ndim != 2 or table.size < SMALLEST_TABLE:
-        return False
-    return constant(node.inputs[1]) is None and all(user.op_type == "Gather" for user in node.inputs[0].consumers())  # type: ignore[union-attr]
-
-
-def _rewrite_gather(graph: ir.Graph, node: ir.Node) -> None:
-    table, rows = node.inputs[0], node.inputs[1]
+def _rewrite_gather(node: ir.Node) -> None:
+    graph, table, rows = graph_of(node), node.inputs[0], node.inputs[1]
+    check_finite(node, table)
     w_VD = np.asarray(constant(table))
-    scale_V = np.asarray(weight_scales(w_VD, 0), np.float32)
+    scale_V = weight_scales(w_VD, 0)
     stored_VD = quantize(w_VD, scale_V, np.zeros_like(scale_V, np.int8), 0)
     name = table.name if table is not None else "table"
-    stored, scale = (
-        _shared(graph, f"{name}{suffix}", array)
-        for suffix, array in (("_quantized", stored_VD), ("_scale", scale_V[:, None]))
-    )
-    output = node.outputs[0]
-    base, shape = output.name or "output", output.shape
+    stored = shared_initializer(graph, f"{name}_quantized", stored_VD)
+    scale = shared_initializer(graph, f"{name}_scale", scale_V[:, None])
+    base, shape = node.outputs[0].name or "output", node.outputs[0].shape
     picked = add_node(node, "Gather", [stored, rows], f"{base}_int8", ir.DataType.INT8, shape)
     real = add_node(node, "Cast", [picked], f"{base}_cast", ir.DataType.FLOAT, shape, {"to": int(ir.DataType.FLOAT)})
     scales = add_node(node, "Gather", [scale, rows], f"{base}_scale", ir.DataType.FLOAT, None)
-    _take_over(graph, node, add_node(node, "Mul", [real, scales], f"{base}_scaled", ir.DataType.FLOAT, shape))
-
-
-def _shared(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """An initializer, found again by name if an equal one was made for another use of a tied weight."""
-    known = graph.initializers.get(name)
-    if known is not None and np.array_equal(np.asarray(constant(known)), array):
-        return known
-    return add_initializer(graph, name, array)
-
-
-def _take_over(graph: ir.Graph, node: ir.Node, result: ir.Value) -> None:
-    """`result` replaces the node's output and its name, so that tensors can be compared by name."""
-    output = node.outputs[0]
-    name = output.name
-    output.replace_all_uses_with(result, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    result.name = name
-
-
+    take_over(node, add_node(node, "Mul", [real, scales], f"{base}_scaled", ir.DataType.FLOAT, shape))

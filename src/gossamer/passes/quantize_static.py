@@ -13,11 +13,20 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
-from gossamer.arith.affine import affine_parameters, quantize, quantize_bias, weight_scales
-from gossamer.arith.clipping import Estimator, clip_range
+from gossamer.arith.affine import (
+    LARGEST_SCALE,
+    SMALLEST_SCALE,
+    affine_parameters,
+    dequantize,
+    levels_of,
+    quantize,
+    quantize_bias,
+    weight_scales,
+)
+from gossamer.arith.clipping import Estimator, clip_range, needs_histogram
 from gossamer.errors import CandidateError, OptionError
-from gossamer.graph.edit import add_initializer, constant, drop_unused
-from gossamer.graph.layers import Layer, bias_array
+from gossamer.graph.edit import add_initializer, constant, drop_unused, take_over
+from gossamer.graph.layers import Layer, bias_array, check_finite
 from gossamer.graph.placement import Placement, place
 from gossamer.graph.qdq import Pair, dequantized, insert_pair
 from gossamer.nouns.model import Model
@@ -63,35 +72,43 @@ def requires(model: Model, config: Config, scope: Scope) -> None:
     unknown = set(config.operators) - set(OPERATORS)
     if unknown:
         raise OptionError(f"quantize_static: operators {sorted(unknown)}; allowed are {', '.join(OPERATORS)}")
-    if not scope.only:
-        return
-    layout = place(model.ir.graph, config.operators, lambda node: in_scope(scope, node))
-    exact = set(scope.only)
-    for name, reason in layout.left.items():
-        if name in exact:
-            raise OptionError(f"quantize_static cannot quantize node {name!r}: {reason}; leave it out of the scope")
+    left = place(model.ir.graph, config.operators, lambda node: node.name in scope.only).left
+    for node in model.ir.graph:
+        reason = left.get(node.name or "", "")
+        if node.op_type not in config.operators:
+            reason = f"{node.op_type} is not among the operators {', '.join(config.operators)}"
+        if node.name in scope.only and reason:
+            raise OptionError(
+                f"quantize_static cannot quantize node {node.name!r}: {reason}; leave it out of the scope"
+            )
 
 
 def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None) -> Result:
-    """Insert the pairs. Nothing to quantize gives the model back unchanged."""
-    layout = place(model.ir.graph, config.operators, lambda node: in_scope(scope, node))
-    if not layout.own or evidence is None:
-        return Result(model, False, ("quantize_static: no node can run in integers",))
-    names = [value.name or "" for value in layout.own]
-    observed = evidence.ranges(model, names, histogram=config.ranges not in ("minmax", "moving_average"))
-    ranges = {name: clip_range(observed[name], config.ranges, 256, config.symmetric) for name in names}
+    """Insert the pairs. Nothing to quantize gives the model back unchanged.
 
+    Raises:
+        ModelError: a weight holds NaN or infinity.
+        DataError, CandidateError: see `measuring.ranges.observe`.
+    """
     clone = model.clone()
     graph = clone.ir.graph
     layout = place(graph, config.operators, lambda node: in_scope(scope, node))
-    pairs = _make_pairs(graph, layout, ranges, config)
-    for layer in layout.layers:
-        _store_weight(graph, layer, pairs[layer.node.inputs[0]], config)  # type: ignore[index]  # layers have an input
-    _swallow(layout, pairs)
-    for value, pair in pairs.items():
-        insert_pair(graph, value, pair)
-    drop_unused(clone.ir)
     notes = tuple(f"quantize_static left {name} in float: {reason}" for name, reason in layout.left.items())
+    if not layout.layers or evidence is None:
+        return Result(model, False, (*notes, "quantize_static: no layer can run in integers"))
+    for layer in layout.layers:
+        check_finite(layer.node, layer.weight, layer.bias)
+    pairs = _make_pairs(graph, layout, _ranges(model, layout, config, evidence), config)
+    for layer in layout.layers:
+        _store_weight(graph, layer, pairs[layer.x], config)
+    for output, end in layout.ends.items():
+        if _says_the_same(end, pairs[end.outputs[0]]):
+            pairs[output] = pairs.pop(end.outputs[0])
+            take_over(end, output)
+    for value, pair in pairs.items():
+        in_integers = value.producer() in layout.integer
+        insert_pair(graph, value, pair, None if in_integers else layout.integer)
+    drop_unused(clone.ir)
     return Result(replace(clone, reference=model.reference or model), True, notes)
 
 
@@ -101,29 +118,31 @@ def ensures(before: Model, result: Result, config: Config) -> None:
     Raises:
         CandidateError: names a layer that is still in float.
     """
-    if not result.modified:
-        return
+    known = {node.name for node in before.ir.graph}
     for node in result.model.ir.graph:
-        if node.op_type == "DequantizeLinear" and (array := constant(node.inputs[0])) is not None:
-            if array.dtype not in (np.int8, np.int32):
-                raise CandidateError(f"{node.name}: stored as {array.dtype}, promised int8 or int32")
+        array = constant(node.inputs[0]) if node.op_type == "DequantizeLinear" and node.name not in known else None
+        if array is not None and array.dtype not in (np.int8, np.int32):
+            raise CandidateError(f"{node.name}: stored as {array.dtype}, promised int8 or int32")
+
+
+def _ranges(model: Model, layout: Placement, config: Config, evidence: Evidence) -> dict[str, tuple[float, float]]:
+    """The range of every activation that gets a pair of its own, by name."""
+    names = [value.name or "" for value in layout.own]
+    observed = evidence.ranges(model, names, needs_histogram(config.ranges))
+    levels = levels_of(config.activation)
+    return {name: clip_range(observed[name], config.ranges, levels, config.symmetric) for name in names}
 
 
 def _make_pairs(
     graph: ir.Graph, layout: Placement, ranges: dict[str, tuple[float, float]], config: Config
 ) -> dict[ir.Value, Pair]:
     """Scale and zero point of every quantized activation; followers share those of their source."""
-    dtype = np.dtype(config.activation)
-    limits = np.iinfo(dtype)
     pairs: dict[ir.Value, Pair] = {}
     for value in layout.own:
-        low, high = ranges[value.name or ""]
-        scale, zero_point = affine_parameters(low, high, config.activation, config.symmetric)
+        scale, zero_point = affine_parameters(*ranges[value.name or ""], config.activation, config.symmetric)
         pairs[value] = Pair(
-            add_initializer(graph, f"{value.name}_scale", np.asarray(scale, np.float32)),
-            add_initializer(graph, f"{value.name}_zero_point", np.asarray(zero_point, dtype)),
-            float(scale) * (limits.min - int(zero_point)),
-            float(scale) * (limits.max - int(zero_point)),
+            add_initializer(graph, f"{value.name}_scale", scale),
+            add_initializer(graph, f"{value.name}_zero_point", zero_point),
         )
     for value in layout.follows:
         source = value
@@ -135,39 +154,41 @@ def _make_pairs(
 
 def _store_weight(graph: ir.Graph, layer: Layer, pair: Pair, config: Config) -> None:
     """Replace a layer's weight by int8 and its bias by int32, each behind a DequantizeLinear."""
-    node, name = layer.node, layer.weight.name or "weight"
-    w = np.asarray(constant(layer.weight))
+    node, w, bias_O = layer.node, np.asarray(constant(layer.weight)), bias_array(layer)
     axis = layer.channel_axis if config.granularity == "channel" else None
-    scale = np.asarray(weight_scales(w, axis), np.float32)
-    input_scale = np.float32(constant(pair.scale))
-    bias = bias_array(layer)
-    # int32 must hold bias / (input scale * weight scale): widen the weight scale of channels where it would not
-    bound = np.abs(bias) / (input_scale * np.float32(BIAS_LIMIT))
-    scale = np.maximum(scale, bound if axis is not None else bound.max(initial=0)).astype(np.float32)
-    weight = dequantized(node, name, quantize(w, scale, np.zeros_like(scale, np.int8), axis), scale, axis)
-    node.replace_input_with(1, weight)
+    input_scale = np.asarray(constant(pair.scale))
+    scale = _scale_with_room(w, axis, bias_O, input_scale)
+    integers = quantize(w, scale, np.zeros(scale.shape, np.int8), axis)
+    node.replace_input_with(1, dequantized(node, layer.weight.name or "weight", integers, scale, axis))
     if layer.bias is not None:
-        bias_scale = (input_scale * scale).astype(np.float32)
-        stored = quantize_bias(bias, bias_scale)
-        bias_axis = 0 if axis is not None else None
-        bias_name = f"{layer.bias.name}/{node.name}"  # scaled by this node's input, so it is this node's own
-        node.replace_input_with(2, dequantized(node, bias_name, stored, bias_scale, bias_axis))
+        bias_scale = np.asarray(input_scale * scale, np.float32)
+        name = f"{layer.bias.name}/{node.name}"  # scaled by this node's input, so it is this node's own
+        bias_axis = None if axis is None else 0
+        node.replace_input_with(2, dequantized(node, name, quantize_bias(bias_O, bias_scale), bias_scale, bias_axis))
 
 
-def _swallow(layout: Placement, pairs: dict[ir.Value, Pair]) -> None:
-    """Remove each Relu or Clip whose pair cannot say anything outside its bounds."""
-    for output, node in layout.ends.items():
-        low, high = clip_bounds(node)
-        pair = pairs[node.outputs[0]]
-        tolerance = 1e-6 * (pair.high - pair.low)
-        if pair.low < low - tolerance or pair.high > high + tolerance:
-            continue
-        tail = node.outputs[0]
-        name = tail.name
-        pairs[output] = pairs.pop(tail)
-        tail.replace_all_uses_with(output, replace_graph_outputs=True)
-        node.graph.remove(node, safe=True)  # type: ignore[union-attr]  # the node is in a graph
-        output.name = name
+def _scale_with_room(w: np.ndarray, axis: int | None, bias_O: np.ndarray, input_scale: np.ndarray) -> np.ndarray:
+    """Weight scales, float32, widened where the bias in steps of input scale * weight scale would overflow int32.
+
+    Where all weights are zero any scale serves them, so the bias gets the finest.
+    """
+    magnitude = np.abs(bias_O.astype(np.float64))
+    if axis is None:
+        magnitude = magnitude.max(initial=0)
+    dead = ~np.any(w, axis=tuple(index for index in range(w.ndim) if index != axis))
+    scale = np.where(dead & (magnitude > 0), 0, weight_scales(w, axis))
+    least = np.maximum(magnitude / BIAS_LIMIT, SMALLEST_SCALE) / float(input_scale)
+    return np.asarray(np.clip(np.maximum(scale, least), SMALLEST_SCALE, LARGEST_SCALE), np.float32)
+
+
+def _says_the_same(end: ir.Node, pair: Pair) -> bool:
+    """Whether a pair cannot say anything beyond a Relu's or Clip's bounds, save for the rounding of the bounds."""
+    low, high = clip_bounds(end)
+    scale, zero_point = np.asarray(constant(pair.scale)), np.asarray(constant(pair.zero_point))
+    limits = np.iinfo(zero_point.dtype)
+    ends = dequantize(np.array([limits.min, limits.max], zero_point.dtype), scale, zero_point)
+    half_step = 0.5001 * float(scale)
+    return bool(ends[0] >= low - half_step and ends[1] <= high + half_step)
 
 
 def clip_bounds(node: ir.Node) -> tuple[float, float]:

@@ -26,6 +26,7 @@ PRESERVES_FUNCTION = False
 NEEDS_SAMPLES = False
 STORES: tuple[str, ...] = ("FLOAT16",)
 LARGEST = float(np.finfo(np.float16).max)
+LARGEST_ERROR = 1e-3  # of the tensor's norm: rounding costs at most 0.0005; more means that small values were lost
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,19 +50,22 @@ def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None)
     notes, changed = [], False
     for name, value in list(graph.initializers.items()):
         array = constant(value)
-        readers = [use.node for use in value.uses()]
-        if array is None or array.dtype != np.float32 or array.size < config.smallest_size or value.is_graph_output():
+        if array is None or array.dtype != np.float32 or array.size < config.smallest_size:
             continue
-        # a reader inside a subgraph sees the name through its scope; leave such weights alone
-        if not readers or any(node.graph is not graph or not in_scope(scope, node) for node in readers):
+        readers = {use.node for use in value.uses()}
+        if value.is_graph_output() or not readers or not all(_may_read(node, graph, scope) for node in readers):
             continue
-        if np.abs(array).max(initial=0) > LARGEST:
-            notes.append(f"store_float16 left {name} in float32: its largest magnitude is beyond {LARGEST:g}")
+        reason = _obstacle(array)
+        if reason:
+            notes.append(f"store_float16 left {name} in float32: {reason}")
             continue
-        stored = add_initializer(graph, f"{name}_float16", array.astype(np.float16))
+        with np.errstate(under="ignore"):
+            stored = add_initializer(graph, f"{name}_float16", array.astype(np.float16))
         first = next(node for node in graph if node in readers)
         attributes = {"to": int(ir.DataType.FLOAT)}
-        back = add_node(first, "Cast", [stored], f"{name}_float32", ir.DataType.FLOAT, value.shape, attributes)
+        back = add_node(
+            first, "Cast", [stored], f"{name}_float32", ir.DataType.FLOAT, ir.Shape(array.shape), attributes
+        )
         value.replace_all_uses_with(back)
         changed = True
     if not changed:
@@ -78,3 +82,24 @@ def ensures(before: Model, result: Result, config: Config) -> None:
     """
     if result.modified and result.model.weight_bytes() >= before.weight_bytes():
         raise CandidateError("store_float16 saved nothing")
+
+
+def _may_read(node: ir.Node, graph: ir.Graph, scope: Scope) -> bool:
+    """Whether a reader takes a weight from a Cast as well as from the file.
+
+    One inside a subgraph is left alone; the scale of a quantizer must be a constant for the runtime to fuse it.
+    """
+    return node.graph is graph and in_scope(scope, node) and node.op_type not in ("QuantizeLinear", "DequantizeLinear")
+
+
+def _obstacle(array: np.ndarray) -> str:
+    """Why a tensor does not survive in float16, or ""."""
+    if not np.isfinite(array).all():
+        return "it holds NaN or infinity"
+    if np.abs(array).max(initial=0) > LARGEST:
+        return f"its largest magnitude is beyond {LARGEST:g}"
+    with np.errstate(under="ignore"):
+        error = np.linalg.norm((array - array.astype(np.float16)).ravel().astype(np.float64))
+    if error > LARGEST_ERROR * np.linalg.norm(array.ravel().astype(np.float64)):
+        return "its values are too small for float16"
+    return ""

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from glob import escape
 from types import ModuleType
 
 import msgspec
-import onnx_ir as ir
 
-from gossamer.graph.edit import constant
-from gossamer.graph.layers import is_depthwise, is_narrow_stem, layer_of
+from gossamer.graph.layers import is_depthwise, is_narrow_stem, layer_of, reads_table
+from gossamer.nouns.budget import Minimize
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Plan, Scope, Step
 from gossamer.nouns.record import Candidate
 
 ORIGINAL = "original"
-RANGES = ("percentile", "l2", "entropy")  # tried after min-max, on the fastest integer plan
+RANGES = ("minmax", "percentile", "l2", "entropy")  # tried on the best integer plan, but for its own
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ def features(model: Model) -> Features:
         depthwise=any(is_depthwise(layer.node) for layer in layers),
         narrow_stems=tuple(layer.node.name or "" for layer in layers if is_narrow_stem(layer.node)),
         layer_norms=sum(node.op_type == "LayerNormalization" for node in nodes),
-        tables=any(_reads_table(node) for node in nodes),
+        tables=any(reads_table(node) for node in nodes),
     )
 
 
-def propose(model: Model, runtime: ModuleType, minimize: str) -> tuple[Plan, ...]:
+def propose(model: Model, runtime: ModuleType, minimize: Minimize) -> tuple[Plan, ...]:
     """The first round: the original, float made clean, and every integer layout the runtime gains from."""
     found = features(model)
     clean = prepare(found, runtime)
@@ -58,9 +58,9 @@ def propose(model: Model, runtime: ModuleType, minimize: str) -> tuple[Plan, ...
         tail = (Step("correct_bias"),)
         plans.append(Plan("int8", (*clean, Step("quantize_static", config), *tail)))
         if found.narrow_stems and len(found.narrow_stems) < found.convolutions:
-            scope = Scope(skip=found.narrow_stems)
+            scope = Scope(skip=tuple(escape(name) for name in found.narrow_stems))  # a scope holds patterns
             plans.append(Plan("int8, stem in float", (*clean, Step("quantize_static", config, scope), *tail)))
-    if found.products and runtime.FAST_DYNAMIC:
+    if (found.products or found.tables) and runtime.FAST_DYNAMIC:
         plans.append(Plan("dynamic int8", (*clean, Step("quantize_dynamic"))))
     if found.products and not found.convolutions:
         config = {"activation": runtime.ACTIVATION, "operators": list(runtime.INTEGER_PRODUCTS)}
@@ -72,20 +72,33 @@ def propose(model: Model, runtime: ModuleType, minimize: str) -> tuple[Plan, ...
     return tuple(plans)
 
 
-def refine(model: Model, tried: Sequence[Candidate]) -> tuple[Plan, ...]:
-    """The second round: the fastest static plan with other ranges, with channels equalized, without correction."""
+def refine(model: Model, tried: Sequence[Candidate], minimize: Minimize = "latency") -> tuple[Plan, ...]:
+    """The second round: the best static plan with other ranges, with channels equalized, without correction."""
     static = [c for c in tried if c.facts and any(step.method == "quantize_static" for step in c.plan.steps)]
     if not static:
         return ()
-    best = max(static, key=lambda candidate: candidate.facts.latency_ms.ratio if candidate.facts else 0.0).plan
-    equalize = (False, True) if features(model).depthwise else (False,)
-    plans = [
-        _variation(best, ranges, equalized) for equalized in equalize for ranges in (None, *RANGES) if equalized or ranges
-    ]
+    best = max(static, key=lambda candidate: gain(candidate, minimize)).plan
+    step = next(step for step in best.steps if step.method == "quantize_static")
+    own = step.config.get("ranges", "minmax")
+    others = [ranges for ranges in RANGES if ranges != own]
+    plans = [_variation(best, ranges, False) for ranges in others]
+    if features(model).depthwise:
+        plans.extend(_variation(best, ranges, True) for ranges in (None, *others))
     without = tuple(step for step in best.steps if step.method != "correct_bias")
     if without != best.steps:
         plans.append(Plan(f"{best.name}, biases as they were", without))
     return tuple(plans)
+
+
+def gain(candidate: Candidate, minimize: Minimize) -> float:
+    """How many times faster or smaller than the original; 0 for one that did not pass the gate."""
+    if candidate.facts is None:
+        return 0.0
+    if candidate.plan.name == ORIGINAL:  # exactly, whatever the clock says
+        return 1.0
+    if minimize == "latency":
+        return candidate.facts.latency_ms.ratio
+    return candidate.facts.bytes.original / candidate.facts.bytes.result
 
 
 def prepare(found: Features, runtime: ModuleType) -> tuple[Step, ...]:
@@ -112,8 +125,3 @@ def _with_float16_rest(plans: Iterable[Plan]) -> list[Plan]:
     """Integer plans whose remaining float weights are stored as float16 as well."""
     integer = [plan for plan in plans if any(step.method.startswith("quantize") for step in plan.steps)]
     return [Plan(f"{plan.name}, rest float16", (*plan.steps, Step("store_float16"))) for plan in integer]
-
-
-def _reads_table(node: ir.Node) -> bool:
-    table = constant(node.inputs[0]) if node.op_type == "Gather" else None
-    return table is not None and table.ndim == 2

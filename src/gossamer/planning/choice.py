@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from gossamer.nouns.budget import Budget
 from gossamer.nouns.facts import Facts
 from gossamer.nouns.record import Candidate
-from gossamer.planning.candidates import ORIGINAL
+from gossamer.planning.candidates import ORIGINAL, gain
 
 SAME_SPEED = 0.03  # two files of the same graph differ by this much on a noisy machine
 SAME_SIZE = 0.005
@@ -26,22 +26,12 @@ def rank(tried: Sequence[Candidate], budget: Budget) -> list[Candidate]:
     tolerance = SAME_SPEED if budget.minimize == "latency" else SAME_SIZE
     ranked: list[Candidate] = []
     while meeting:
-        best = max(_gain(candidate, budget) for candidate in meeting)
-        equal = [candidate for candidate in meeting if _gain(candidate, budget) >= best * (1 - tolerance)]
+        best = max(gain(candidate, budget.minimize) for candidate in meeting)
+        equal = [candidate for candidate in meeting if gain(candidate, budget.minimize) >= best * (1 - tolerance)]
         first = max(equal, key=lambda candidate: (candidate.plan.name == ORIGINAL, _facts(candidate).accuracy.snr_db))
         ranked.append(first)
         meeting.remove(first)
     return ranked + sorted(breaking, key=lambda candidate: _facts(candidate).accuracy.drop)
-
-
-def _gain(candidate: Candidate, budget: Budget) -> float:
-    """How many times faster or smaller than the original."""
-    facts = _facts(candidate)
-    if candidate.plan.name == ORIGINAL:  # exactly, whatever the clock says
-        return 1.0
-    if budget.minimize == "latency":
-        return facts.latency_ms.ratio
-    return facts.bytes.original / facts.bytes.result
 
 
 def _facts(candidate: Candidate) -> Facts:

@@ -40,8 +40,8 @@ def write_report(record: Record, path: Path) -> None:
         rows=_rows(record),
         ranked=[_tried(place, one, record) for place, one in enumerate(ranked, 1)],
         steps=_steps(record),
-        notes=[note for one in record.candidates if one.plan.name == record.chosen for note in one.notes],
-        calibration=_calibration(record),
+        notes=record.notes,
+        optimistic=[words.OPTIMISTIC.get(figure, figure) for figure in record.splits.optimistic],
         metric=words.metric_words(record.accuracy, record.labelled),
         metric_name=words.metric_name(record.accuracy.metric),
         unit="points" if words.is_share(record.accuracy.metric) else "",
@@ -57,12 +57,12 @@ def rank(record: Record) -> list[Candidate]:
     """The candidates as the table lists them: the chosen one, those that meet the floor, that miss it, that failed."""
 
     def place(one: Candidate) -> tuple[bool, bool, bool, float]:
-        latency_ms = one.facts.latency_ms.result if one.facts else math.inf
+        ratio = one.facts.latency_ms.ratio if one.facts else math.nan
         return (
             one.plan.name != record.chosen,
             one.facts is None,
             not one.met,
-            latency_ms if latency_ms == latency_ms else math.inf,
+            -ratio if math.isfinite(ratio) else math.inf,
         )
 
     return sorted(record.candidates, key=place)
@@ -72,7 +72,8 @@ def _rows(record: Record) -> list[dict[str, Any]]:
     """Before and after: a row for bytes, latency, accuracy. `bars` are widths in percent of the wider of the two."""
     size, latency, accuracy = record.bytes, record.latency_ms, record.accuracy
     spread = f"10–90 %: {words.spread_text(latency)}"
-    ratio_db = f", {words.number(accuracy.snr_db, 1)} dB" if not math.isnan(accuracy.snr_db) else ""
+    equal = math.isnan(accuracy.snr_db) or accuracy.snr_db >= words.EQUAL_DB
+    ratio_db = "" if equal else f", {words.number(accuracy.snr_db, 1)} dB"
     return [
         {
             "name": "Latency",
@@ -140,13 +141,6 @@ def _steps(record: Record) -> list[str]:
         if one.plan.name == record.chosen:
             return words.plan_words(one.plan)
     return [f"{record.chosen or 'nothing'}: not among the candidates that were tried"]
-
-
-def _calibration(record: Record) -> str:
-    for one in record.candidates:
-        if one.plan.name == record.chosen:
-            return one.plan.calibration.data
-    return ""
 
 
 def _in_script(value: dict[str, Any]) -> str:

@@ -9,18 +9,32 @@ from typing import Any, NamedTuple
 
 from gossamer.nouns.facts import Facts
 from gossamer.nouns.record import Candidate, Record
-from gossamer.report.words import drop_text, interval_text, is_share, latency_text, number, size_text, spread_text
+from gossamer.report.words import (
+    drop_text,
+    interval_text,
+    is_share,
+    is_untouched,
+    latency_text,
+    number,
+    size_text,
+    spread_text,
+)
 
 ORIGINAL_DIAMETER_PX = 38.0
 LABEL_LENGTH = 44
+NUMBER_SHARE = (0.02, 0.04)  # width and height of a number on a dot, of the picture's
 
 
 class Dot(NamedTuple):
-    """A candidate's place. `number` is its row in the table below the picture."""
+    """A candidate's place. `number` is its row in the table below the picture.
+
+    `x_percent` is its latency in percent of the original's, from the ratio measured in turns: milliseconds of two
+    candidates come from different moments of a shared machine.
+    """
 
     number: int
     name: str
-    x_ms: float
+    x_percent: float
     y_drop: float
     low: float
     high: float
@@ -32,7 +46,7 @@ class Dot(NamedTuple):
 class Frame(NamedTuple):
     """What the axes show. Farther dots are drawn at the edge, as triangles."""
 
-    right_ms: float
+    right_percent: float
     bottom: float
     top: float
 
@@ -45,14 +59,19 @@ def figure(record: Record, ranked: Sequence[Candidate]) -> dict[str, Any]:
     factor = 100.0 if is_share(record.accuracy.metric) else 1.0
     dots = [dot for dot in (_dot(place, one, record, factor) for place, one in enumerate(ranked, 1)) if dot]
     frame = _frame(dots, record, factor)
-    traces = [_intervals(dots, frame), _front(dots, record, frame), _original(record)]
-    traces += [_trace(kind, [dot for dot in dots if dot.kind == kind], frame) for kind in ("met", "missed", "chosen")]
+    traces = [_intervals(dots, frame), _front(dots, frame), _original(record)]
+    for kind in ("met", "missed", "chosen"):
+        traces.append(_trace(kind, [dot for dot in dots if dot.kind == kind], frame, _numbered(dots, frame)))
     return {"data": [trace for trace in traces if trace["x"]], "layout": _layout(record, dots, frame, factor)}
 
 
 def _dot(place: int, candidate: Candidate, record: Record, factor: float) -> Dot | None:
     facts = candidate.facts
-    if facts is None or not (math.isfinite(facts.latency_ms.result) and math.isfinite(facts.accuracy.drop)):
+    if facts is None or not candidate.plan.steps:  # the ring stands for the original
+        return None
+    if not (
+        math.isfinite(facts.latency_ms.ratio) and facts.latency_ms.ratio > 0 and math.isfinite(facts.accuracy.drop)
+    ):
         return None
     kind = "chosen" if candidate.plan.name == record.chosen else "met" if candidate.met else "missed"
     drop = facts.accuracy.drop
@@ -61,7 +80,7 @@ def _dot(place: int, candidate: Candidate, record: Record, factor: float) -> Dot
     return Dot(
         number=place,
         name=candidate.plan.name,
-        x_ms=facts.latency_ms.result,
+        x_percent=100 / facts.latency_ms.ratio,
         y_drop=factor * drop,
         low=factor * low,
         high=factor * high,
@@ -76,7 +95,7 @@ def _hover(place: int, candidate: Candidate, facts: Facts, kind: str) -> str:
     unit = " points" if is_share(accuracy.metric) else ""
     verdict = "meets the floor" if candidate.met else "misses the floor"
     lines = [
-        f"<b>{place}  {escape(candidate.plan.name)}</b>",
+        f"<b>{place}  {escape(candidate.plan.name, quote=False)}</b>",
         f"chosen, {verdict}" if kind == "chosen" else verdict,
         f"drop {drop_text(accuracy.metric, accuracy.drop)}{unit}, 95 % interval {interval_text(accuracy)}",
         f"{latency_text(latency.result)}, {number(latency.ratio, 2)}× the original's speed, "
@@ -93,18 +112,17 @@ def _frame(dots: Sequence[Dot], record: Record, factor: float) -> Frame:
     top = min(cap, max([1.3 * floor, 0.005 * factor, *(1.1 * dot.y_drop for dot in dots)]))
     lowest = min([0.0, *(dot.low for dot in dots)])
     bottom = max(1.05 * lowest, -0.6 * top) - 0.14 * top
-    original_ms = record.latency_ms.original if math.isfinite(record.latency_ms.original) else 0.0
-    slowest_ms = max([original_ms, *(dot.x_ms for dot in dots)], default=1.0) or 1.0
-    return Frame(1.12 * min(slowest_ms, 2.2 * original_ms or slowest_ms), bottom, top)
+    slowest = max([100.0, *(dot.x_percent for dot in dots)])
+    return Frame(1.12 * min(slowest, 220.0), bottom, top)
 
 
 def _pinned(dot: Dot, frame: Frame) -> tuple[float, float, str]:
     """Where a dot is drawn, and as what."""
     if dot.y_drop > frame.top:
-        return min(dot.x_ms, frame.right_ms), frame.top, "triangle-up"
-    if dot.x_ms > frame.right_ms:
-        return frame.right_ms, dot.y_drop, "triangle-right"
-    return dot.x_ms, dot.y_drop, "circle"
+        return min(dot.x_percent, frame.right_percent), frame.top, "triangle-up"
+    if dot.x_percent > frame.right_percent:
+        return frame.right_percent, dot.y_drop, "triangle-right"
+    return dot.x_percent, dot.y_drop, "circle"
 
 
 def _intervals(dots: Sequence[Dot], frame: Frame) -> dict[str, Any]:
@@ -113,9 +131,8 @@ def _intervals(dots: Sequence[Dot], frame: Frame) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "markers",
-        "showlegend": False,
         "hoverinfo": "skip",
-        "x": [dot.x_ms for dot in inside],
+        "x": [dot.x_percent for dot in inside],
         "y": [dot.y_drop for dot in inside],
         "marker": {"size": 1, "color": "var(--faint)"},
         "error_y": {
@@ -130,21 +147,17 @@ def _intervals(dots: Sequence[Dot], frame: Frame) -> dict[str, Any]:
     }
 
 
-def _trace(kind: str, dots: Sequence[Dot], frame: Frame) -> dict[str, Any]:
-    """The dots of one kind. Triangles come last: the legend shows the first."""
-    name, colour = {
-        "met": ("meets the floor", "var(--good)"),
-        "missed": ("misses the floor", "var(--faint)"),
-        "chosen": ("chosen", "var(--accent)"),
-    }[kind]
-    placed = sorted(((_pinned(dot, frame), dot) for dot in dots), key=lambda pair: pair[0][2])
+def _trace(kind: str, dots: Sequence[Dot], frame: Frame, numbered: set[int]) -> dict[str, Any]:
+    """The dots of one kind."""
+    colour = {"met": "var(--good)", "missed": "var(--faint)", "chosen": "var(--accent)"}[kind]
+    placed = [(_pinned(dot, frame), dot) for dot in dots]
     return {
         "type": "scatter",
         "mode": "markers+text",
-        "name": name,
+        "name": kind,
         "x": [place[0] for place, _ in placed],
         "y": [place[1] for place, _ in placed],
-        "text": [str(dot.number) for _, dot in placed],
+        "text": [str(dot.number) if dot.number in numbered else "" for _, dot in placed],
         "textfont": _font("var(--page)", 11),
         "hovertext": [dot.hover for _, dot in placed],
         "hoverinfo": "text",
@@ -153,38 +166,52 @@ def _trace(kind: str, dots: Sequence[Dot], frame: Frame) -> dict[str, Any]:
             "size": [dot.diameter_px for _, dot in placed],
             "symbol": [place[2] for place, _ in placed],
             "color": colour,
-            "opacity": 1,
+            "opacity": 0.85,
             "line": {"color": "var(--page)", "width": 1.5},
         },
     }
 
 
+def _numbered(dots: Sequence[Dot], frame: Frame) -> set[int]:
+    """The numbers that can be read: of dots on top of each other only the first in rank has one, and the hover."""
+    taken: list[tuple[float, float]] = []
+    numbers = set()
+    for dot in sorted(dots, key=lambda dot: dot.number):
+        x_percent, y_drop, _ = _pinned(dot, frame)
+        x, y = x_percent / frame.right_percent, y_drop / (frame.top - frame.bottom)
+        if all(abs(x - other[0]) > NUMBER_SHARE[0] or abs(y - other[1]) > NUMBER_SHARE[1] for other in taken):
+            taken.append((x, y))
+            numbers.add(dot.number)
+    return numbers
+
+
 def _original(record: Record) -> dict[str, Any]:
-    latency_ms = record.latency_ms.original
+    """The ring at 100 %, which is where the original is by definition."""
+    chosen = is_untouched(record)
+    text = f"<b>original{', chosen' if chosen else ''}</b>"
     return {
         "type": "scatter",
         "mode": "markers",
         "name": "original",
-        "x": [latency_ms] if math.isfinite(latency_ms) else [],
+        "x": [100],
         "y": [0],
-        "hovertext": [f"<b>original</b><br>{latency_text(latency_ms)}<br>{size_text(record.bytes.original)}"],
+        "hovertext": [f"{text}<br>{latency_text(record.latency_ms.original)}<br>{size_text(record.bytes.original)}"],
         "hoverinfo": "text",
         "marker": {
             "size": ORIGINAL_DIAMETER_PX,
             "color": "rgba(0,0,0,0)",
-            "line": {"color": "var(--ink)", "width": 1.5},
+            "line": {"color": "var(--accent)" if chosen else "var(--ink)", "width": 3 if chosen else 1.5},
         },
     }
 
 
-def _front(dots: Sequence[Dot], record: Record, frame: Frame) -> dict[str, Any]:
+def _front(dots: Sequence[Dot], frame: Frame) -> dict[str, Any]:
     """The steps along which speed can only be had for accuracy (the Pareto front), the original included."""
-    points = sorted([(dot.x_ms, dot.y_drop) for dot in dots] + [(record.latency_ms.original, 0.0)])
     best: list[tuple[float, float]] = []
-    for x, y in points:
-        if math.isfinite(x) and (not best or y < best[-1][1]):
+    for x, y in sorted([(dot.x_percent, dot.y_drop) for dot in dots] + [(100.0, 0.0)]):
+        if not best or y < best[-1][1]:
             best.append((x, y))
-    seen = [(x, y) for x, y in best if y <= frame.top and x <= frame.right_ms]
+    seen = [(x, y) for x, y in best if y <= frame.top and x <= frame.right_percent]
     return {
         "type": "scatter",
         "mode": "lines",
@@ -198,11 +225,11 @@ def _front(dots: Sequence[Dot], record: Record, frame: Frame) -> dict[str, Any]:
 
 def _layout(record: Record, dots: Sequence[Dot], frame: Frame, factor: float) -> dict[str, Any]:
     unit = "points" if factor == 100 else record.accuracy.metric
-    axis = {"gridcolor": "var(--line)", "zeroline": False, "ticks": "", "automargin": True}
+    axis = {"gridcolor": "var(--line)", "zeroline": False, "ticks": ""}
     height = frame.top - frame.bottom
     return {
         "height": 460,
-        "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
+        "margin": {"l": 60, "r": 8, "t": 8, "b": 52},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": _font("var(--ink)", 13),
@@ -212,8 +239,12 @@ def _layout(record: Record, dots: Sequence[Dot], frame: Frame, factor: float) ->
             "bordercolor": "var(--line)",
             "font": _font("var(--ink)", 13),
         },
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemsizing": "constant"},
-        "xaxis": {**axis, "range": [0, frame.right_ms], "title": {"text": "latency of one call, ms", "standoff": 10}},
+        "showlegend": False,  # the page has one that wraps better
+        "xaxis": {
+            **axis,
+            "range": [0, frame.right_percent],
+            "title": {"text": "latency, % of the original's", "standoff": 10},
+        },
         "yaxis": {
             **axis,
             "range": [frame.bottom, frame.top + 0.06 * height],
@@ -237,23 +268,24 @@ def _labels(record: Record, dots: Sequence[Dot], frame: Frame, factor: float) ->
     lost = f"{drop_text(record.accuracy.metric, record.max_drop)} {'points ' if factor == 100 else ''}lost"
     floor = {"x": 1, "xref": "paper", "xanchor": "right", "y": factor * record.max_drop, "yanchor": "bottom"}
     labels = [{**floor, "text": f"floor: {lost}", "showarrow": False, "font": _font("var(--bad)", 12)}]
-    if math.isfinite(record.latency_ms.original):
-        labels.append(_label("original", record.latency_ms.original, 0.0, -ORIGINAL_DIAMETER_PX / 2 - 9, frame))
+    original = "original, chosen" if is_untouched(record) else "original"
+    labels.append(_label(original, 100.0, 0.0, ORIGINAL_DIAMETER_PX / 2 + 10, frame))
     for dot in dots:
         if dot.kind == "chosen":
-            x_ms, y_drop, _ = _pinned(dot, frame)
-            labels.append(_label(_short(dot.name), x_ms, y_drop, dot.diameter_px / 2 + 10, frame))
+            x_percent, y_drop, _ = _pinned(dot, frame)
+            label = _label(_short(dot.name), x_percent, y_drop, -dot.diameter_px / 2 - 9, frame)
+            labels.append({**label, "name": "chosen"})  # a narrow page says "chosen" instead
     return labels
 
 
-def _label(text: str, x_ms: float, y_drop: float, shift_px: float, frame: Frame) -> dict[str, Any]:
-    share = x_ms / frame.right_ms
+def _label(text: str, x_percent: float, y_drop: float, shift_px: float, frame: Frame) -> dict[str, Any]:
+    share = x_percent / frame.right_percent
     anchor = "left" if share < 0.3 else "right" if share > 0.75 else "center"
-    place = {"x": x_ms, "xanchor": anchor, "xshift": {"left": 6, "right": -6, "center": 0}[anchor], "y": y_drop}
+    place = {"x": x_percent, "xanchor": anchor, "xshift": {"left": 6, "right": -6, "center": 0}[anchor], "y": y_drop}
     return {
         **place,
         "yshift": shift_px,
-        "text": f"<b>{escape(text)}</b>",
+        "text": f"<b>{escape(text, quote=False)}</b>",
         "showarrow": False,
         "font": _font("var(--ink)", 12),
     }

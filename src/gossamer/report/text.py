@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from rich import box
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from gossamer.measuring.layer_error import LayerError
 from gossamer.measuring.inspection import Axes, Inspection
 from gossamer.measuring.layers import Layer
-from gossamer.nouns.facts import Accuracy, Bytes, Latency
-from gossamer.nouns.record import Candidate, Record
+from gossamer.nouns.facts import Accuracy, Bytes, Latency, LayerError
+from gossamer.nouns.record import Candidate, Comparison, Record
 from gossamer.report import words
 
 BESIDE = ("report.html", "record.json", "plan.yaml")  # what stands beside the artifact
@@ -33,29 +30,16 @@ def print_record(record: Record, console: Console) -> None:
     console.print()
     console.print(_before_after(record.accuracy, record.bytes, record.latency_ms, ("original", "result")))
     _line(console, _conditions(record.accuracy, record.latency_ms, record.machine.processor), "dim")
+    if not record.labelled:
+        _line(console, words.metric_words(record.accuracy, record.labelled), "dim")
     if len(record.candidates) > 1:
         console.print()
         console.print(_candidates(record))
-    _bullets(console, record.warnings, "yellow")
+    flattered = [words.OPTIMISTIC.get(figure, f"{figure} is optimistic") for figure in record.splits.optimistic]
+    _bullets(console, (*flattered, *record.warnings), "yellow")
+    _bullets(console, record.notes, "dim")
     console.print()
     _paths(console, record.artifact)
-
-
-class Comparison(Protocol):
-    """Two files held against each other, as `compression.compare` gives it."""
-
-    @property
-    def met(self) -> bool: ...
-    @property
-    def max_drop(self) -> float: ...
-    @property
-    def accuracy(self) -> Accuracy: ...
-    @property
-    def bytes(self) -> Bytes: ...
-    @property
-    def latency_ms(self) -> Latency: ...
-    @property
-    def layers(self) -> Sequence[LayerError]: ...
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
@@ -79,6 +63,7 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
         console.print(_layers(shown))
     hidden = len(inspection.layers) - len(shown)
     if hidden:
+        console.print()
         _line(console, f"{hidden} more nodes with few weights or none; --json lists all", "dim")
     console.print()
     console.print(_totals(inspection))
@@ -114,11 +99,17 @@ def _metric(accuracy: Accuracy) -> str:
 
 def _conditions(accuracy: Accuracy, latency: Latency, processor: str = "") -> str:
     threads = f"{latency.threads} thread{'s' if latency.threads != 1 else ''}"
-    on = f" on {processor}" if processor else ""
+    on = f", {processor}" if processor else ""
     return (
-        f"{accuracy.n:,} samples, 95 % interval of the drop; output noise {words.number(accuracy.snr_db, 1)} dB below "
-        f"signal; {latency.runtime}, {threads}{on}, 10th to 90th percentile of the ratio"
+        f"{accuracy.n:,} samples, {latency.runtime}, {threads}{on}. In brackets: 10th to 90th percentile of the speed, "
+        f"95 % interval of the drop. {_noise(accuracy.snr_db)}"
     )
+
+
+def _noise(snr_db: float) -> str:
+    if snr_db >= words.EQUAL_DB:
+        return "The outputs are equal."
+    return f"Outputs are {words.number(snr_db, 1)} dB above their noise."
 
 
 def _candidates(record: Record) -> Table:
@@ -207,7 +198,12 @@ def _errors(errors: Sequence[LayerError]) -> Table:
 
 def _table(*columns: str, numeric: Sequence[int] = ()) -> Table:
     table = Table(
-        box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", header_style="dim", padding=(0, 1, 0, 0)
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+        padding=(0, 1, 0, 0),
+        show_edge=False,
     )
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index in numeric else "left", overflow="fold")
@@ -215,8 +211,12 @@ def _table(*columns: str, numeric: Sequence[int] = ()) -> Table:
 
 
 def _bullets(console: Console, lines: Sequence[str], style: str) -> None:
+    grid = Table.grid(padding=(0, 1))
     for line in lines:
-        console.print(Padding(Text(f"! {line}", style), (0, 0, 0, 0)))
+        grid.add_row(Text("!", style), Text(line, style))
+    if lines:
+        console.print()
+        console.print(grid)
 
 
 def _line(console: Console, text: str, style: str = "") -> None:

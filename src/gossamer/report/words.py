@@ -11,6 +11,12 @@ from gossamer.nouns.record import Record
 UNKNOWN = "not measured"
 SAME = 1.02  # ratios nearer to 1 than this are told as "the same"
 
+EQUAL_DB = 200  # what measuring gives for no noise at all
+OPTIMISTIC = {
+    "accuracy": "the accuracy shown is optimistic: its samples also chose the result",
+    "candidates.accuracy": "the candidates' drops are optimistic: their samples also calibrated",
+}
+
 
 def number(value: float | None, digits: int) -> str:
     """A number with thousands separated and a real minus sign; "not measured" for None and NaN."""

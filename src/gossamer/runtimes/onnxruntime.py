@@ -53,13 +53,12 @@ class Session:
         An output whose first axis is not the batch comes back as the runtime gave it.
         """
         wanted = None if names is None else list(names)
-        rows = len(next(iter(feeds.values())))
-        missing = (self.static_batch or rows) - rows
-        if missing <= 0:
-            return self.handle.run(wanted, dict(feeds))
-        padded = {name: np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]) for name, x in feeds.items()}
+        size, rows = self.static_batch, len(next(iter(feeds.values()))) if feeds else 0
+        if size is None or rows >= size or not feeds:
+            return list(self.handle.run(wanted, dict(feeds)))
+        padded = {name: np.concatenate([x, np.repeat(x[-1:], size - rows, axis=0)]) for name, x in feeds.items()}
         outputs = self.handle.run(wanted, padded)
-        return [y[:rows] if y.ndim and len(y) == rows + missing else y for y in outputs]
+        return [y[:rows] if y.ndim and len(y) == size else y for y in outputs]
 
 
 def open_session(model: Model | Path, threads: int = 1, optimize: bool = True) -> Session:
@@ -110,11 +109,6 @@ def _dtype(tensor_type: str, name: str) -> np.dtype:
         if element == "string":
             return np.dtype(object)
         raise ModelError(f"input {name!r} has type {tensor_type}; inputs must be tensors of numbers or text") from None
-
-
-def outputs_of(session: Session, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """Some outputs for one batch."""
-    return session.handle.run(list(names), dict(feeds))
 
 
 # What planning asks of a runtime. Measured on x86 with VNNI, onnxruntime 1.31.

@@ -1,0 +1,60 @@
+"""A plan from disk and the samples it was made with, so that it can be carried out again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gossamer.errors import OptionError
+from gossamer.intake.binding import bind
+from gossamer.intake.samples import DataOptions, read_samples
+from gossamer.intake.splits import split
+from gossamer.measuring.evidence import Evidence
+from gossamer.nouns.model import Model
+from gossamer.nouns.plan import Plan, plan_from_yaml
+from gossamer.runtimes import onnxruntime as runtime
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan.yaml from disk.
+
+    Raises:
+        OptionError: it is absent or no plan.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise OptionError(f"cannot read plan {path}: {error.strerror or error}") from error
+    return plan_from_yaml(text, str(path))
+
+
+def recorded_evidence(plan: Plan, source: Model, base: Path) -> Evidence:
+    """Evidence over the very samples that the plan names.
+
+    Args:
+        base: the folder that the plan's path to the data starts from.
+
+    Raises:
+        DataError: they cannot be read.
+        OptionError: they are not what they were.
+    """
+    calibration = plan.calibration
+    here = base / calibration.data
+    options = msgspec.convert(calibration.options, DataOptions) if calibration.options else None
+    evidence = evidence_from(here if here.exists() else calibration.data, options, plan, source)
+    if calibration.digest and evidence.samples.digest() != calibration.digest:
+        raise OptionError(
+            f"the calibration samples in {calibration.data} are not those the plan was made with; "
+            "restore them, or give --data to calibrate anew"
+        )
+    return evidence
+
+
+def evidence_from(data: Any, options: DataOptions | None, plan: Plan, source: Model) -> Evidence:
+    """Evidence over the calibration split of any samples, made with the plan's seed."""
+    threads = plan.calibration.threads
+    session = runtime.open_session(source.path or source, threads)
+    samples = bind(read_samples(data, options), session.inputs)
+    return Evidence(split(samples, plan.calibration.seed)[0], threads)

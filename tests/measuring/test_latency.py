@@ -1,0 +1,123 @@
+"""Latency: turns, summaries and clean-up, on a clock that only the models move."""
+
+from __future__ import annotations
+
+import gc
+import os
+from itertools import groupby
+from time import perf_counter, sleep
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from gossamer.measuring import latency
+from gossamer.runtimes.onnxruntime import Session
+
+
+class Clock:
+    """Time that passes only when a model runs."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.calls: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def session(self, name: str, *call_ms: float) -> Session:
+        """A model whose calls take these times in turn, the last one for ever."""
+        left = list(call_ms)
+
+        class Handle:
+            def run(handle, names: None, feeds: object) -> list[np.ndarray]:
+                self.calls.append(name)
+                self.now_s += (left.pop(0) if len(left) > 1 else left[0]) / 1000
+                return []
+
+        return Session(cast(Any, Handle()), {}, (), 1)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(latency, "perf_counter", clock)
+    monkeypatch.setattr(latency, "thread_time", clock)
+    return clock
+
+
+def test_turns_alternate(clock: Clock) -> None:
+    latency.race({name: clock.session(name, 7) for name in "abc"}, {}, rounds=4)
+    turns = "".join(name for name, _ in groupby(clock.calls))
+    # warm-up abc, then abc cba abc cba; neighbouring turns of one model read as one
+    assert turns == "abc" + "abcbabcba"
+
+
+def test_a_turn_lasts_twenty_milliseconds(clock: Clock) -> None:
+    latency.race({"slow": clock.session("slow", 50), "quick": clock.session("quick", 6)}, {}, rounds=1)
+    assert clock.calls == (["slow"] + ["quick"] * 4) * 2
+
+
+def test_ratio_is_taken_within_rounds(clock: Clock) -> None:
+    # the machine slows down threefold in the middle; both models feel it, the ratio does not
+    original = clock.session("a", 36, 36, 36, 108, 108, 36)
+    result = clock.session("b", 24, 24, 24, 72, 72, 24)
+    found = latency.compare_latency(original, result, {}, threads=1, rounds=5)
+    assert [found.original, found.result] == pytest.approx([36, 24])
+    assert [found.low, found.ratio, found.high] == pytest.approx([1.5, 1.5, 1.5])
+    assert found.threads == 1
+    assert found.runtime.startswith("onnxruntime 1.")
+
+
+def test_spread_is_the_tenth_and_ninetieth_percentile(clock: Clock) -> None:
+    result = clock.session("b", 25, *(25 + extra for extra in range(11)))
+    found = latency.compare_latency(clock.session("a", 60), result, {}, rounds=11)
+    ratios = [60 / (25 + extra) for extra in range(11)]
+    assert found.low == pytest.approx(np.percentile(ratios, 10))
+    assert found.high == pytest.approx(np.percentile(ratios, 90))
+
+
+def test_budget_ends_it_after_five_rounds(clock: Clock) -> None:
+    times = latency.race({"a": clock.session("a", 200), "b": clock.session("b", 100)}, {}, rounds=50, budget_s=0.5)
+    assert len(times["a"]) == len(times["b"]) == 5
+
+
+def test_very_slow_models_are_not_timed_five_rounds(clock: Clock) -> None:
+    times = latency.race({"a": clock.session("a", 9000), "b": clock.session("b", 9000)}, {}, budget_s=3)
+    assert [len(times[name]) for name in "ab"] == [1, 1]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_everything_is_put_back(clock: Clock, threads: int) -> None:
+    class Broken:
+        def run(self, names: None, feeds: object) -> None:
+            assert not gc.isenabled()
+            raise RuntimeError("no")
+
+    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    with pytest.raises(RuntimeError, match="no"):
+        latency.race({"a": Session(cast(Any, Broken()), {}, (), threads)}, {}, threads=threads)
+    assert gc.isenabled()
+    assert before is None or os.sched_getaffinity(0) == before
+
+
+def test_one_thread_is_timed_without_what_others_take() -> None:
+    """Sleeping stands for waiting until another program leaves the processor."""
+
+    class Sleeping:
+        def run(self, names: None, feeds: object) -> None:
+            sleep(0.03)
+            sum(range(300_000))
+
+    session = Session(cast(Any, Sleeping()), {}, (), 1)
+    if latency._clock(1) is not perf_counter:
+        assert latency.race({"a": session}, {}, threads=1, rounds=1)["a"][0] < 30
+    assert latency.race({"a": session}, {}, threads=2, rounds=1)["a"][0] > 30
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no pinning")
+def test_the_calling_thread_is_pinned_meanwhile() -> None:
+    with latency.pinned(1):
+        assert len(os.sched_getaffinity(0)) == 1
+    with latency.pinned(10_000):  # more than there are: all
+        assert len(os.sched_getaffinity(0)) >= 1

@@ -23,7 +23,7 @@ lint: $(FULL)/installed
 	$(FULL)/bin/lint-imports --no-logo
 
 test: lint
-	$(FULL)/bin/python -m pytest -n $(JOBS) -q
+	$(FULL)/bin/python -m pytest -n $(JOBS) --dist loadfile -q
 
 bench: $(FULL)/installed
 	@for script in bench/[a-z]*.py; do echo "== $$script"; $(FULL)/bin/python $$script || exit 1; done

@@ -43,10 +43,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(demo: Path) -> Iterator[tuple[gossamer.Record, Path]]:
-    """One full run, shared by the tests that look at it."""
+    """One run with part of the second round, shared by the tests that look at it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trials, "TRIAL_S", 0.1)
         patch.setattr(trials, "PROOF_S", 0.2)
+        whole = trials.refine
+        patch.setattr(trials, "refine", lambda *given: whole(*given)[1:3])
         yield gossamer.compress(demo / "original.onnx", str(demo / "data.npz"), out=demo / "out"), demo / "out"
 
 

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 import gossamer
-from gossamer.delivery import deliver, seen_from, sha256, workshop, writable_folder
+from gossamer.delivery import deliver, seen_from, workshop, writable_folder
 from gossamer.gate import baseline, judge, meets, open_original
 from gossamer.intake.binding import bind, cast_notes
 from gossamer.intake.normalise import normalise
@@ -26,7 +26,7 @@ from gossamer.measuring.machine import describe, peak_rss_bytes
 from gossamer.measuring.quality import choose_metric, preprocessing_warning
 from gossamer.nouns.budget import Budget
 from gossamer.nouns.facts import Facts
-from gossamer.nouns.model import Model, save, write_file
+from gossamer.nouns.model import Model, save, sha256, write_file
 from gossamer.nouns.plan import Calibration, Plan
 from gossamer.nouns.record import Comparison, Record, Split, Splits
 from gossamer.passes.contract import run_plan
@@ -99,6 +99,8 @@ def compress(
         chosen, target = outcome.trial.candidate.plan, folder / "model.onnx"
         original_sha256 = sha256(path)  # before the result takes its place, should the folder be the original's own
         deliver(outcome.trial.path or path, target)
+        if source.path is None:  # leave the file that the result was held against
+            deliver(path, folder / "original.onnx")
 
     named = seen_from(folder, str(data)) if isinstance(data, (str, Path)) else ""
     settings = msgspec.to_builtins(data_options) if data_options else {}

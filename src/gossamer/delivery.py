@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -57,15 +56,6 @@ def deliver(source: Path, target: Path) -> None:
         write_file(target, source.read_bytes())
     else:  # the weights' file must be named after the new graph
         save(Model(ir.load(source), source.name), target)
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    sha = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            sha.update(chunk)
-    return sha.hexdigest()
 
 
 def seen_from(folder: Path, name: str) -> str:

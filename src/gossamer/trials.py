@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -13,7 +13,7 @@ from gossamer.measuring.evidence import Evidence
 from gossamer.measuring.quality import Metric
 from gossamer.nouns.budget import Budget
 from gossamer.nouns.facts import Facts
-from gossamer.nouns.model import Model, save
+from gossamer.nouns.model import Model, save, sha256
 from gossamer.nouns.plan import Plan
 from gossamer.nouns.record import Candidate
 from gossamer.nouns.samples import Samples
@@ -42,6 +42,7 @@ class Bench:
         evidence: statistics of the calibration split.
         say: told of every candidate.
         memo: models by the steps that made them.
+        finished: digests of the files that were sent through the gate, so that none is tried twice.
     """
 
     model: Model
@@ -54,6 +55,7 @@ class Bench:
     evidence: Evidence
     say: Say
     memo: Memo = field(default_factory=dict)
+    finished: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,9 @@ def try_all(bench: Bench) -> tuple[list[Trial], bool]:
     try:
         for plan in propose(bench.model, runtime, bench.budget.minimize):
             if plan.name != ORIGINAL:
-                tried.append(_try(plan, bench, len(tried)))
-        for plan in refine(bench.model, [trial.candidate for trial in tried]):
-            tried.append(_try(plan, bench, len(tried)))
+                tried.extend(_try(plan, bench, len(tried)))
+        for plan in refine(bench.model, [trial.candidate for trial in tried], bench.budget.minimize):
+            tried.extend(_try(plan, bench, len(tried)))
     except KeyboardInterrupt:
         bench.say("interrupted: going on with the best so far")
         return tried, True
@@ -140,25 +142,33 @@ def _original(bench: Bench) -> Trial:
     return Trial(Candidate(Plan(ORIGINAL), facts, met, seconds=perf_counter() - begin))
 
 
-def _try(plan: Plan, bench: Bench, index: int) -> Trial:
-    """Make a candidate and send it through the gate; its failure is recorded, not raised."""
+def _try(plan: Plan, bench: Bench, index: int) -> Iterator[Trial]:
+    """Make a candidate and send it through the gate; its failure is recorded, not raised.
+
+    Gives nothing if the plan finds nothing to change, or ends in the same graph as one before it.
+    """
     begin = perf_counter()
     path = bench.work / f"{index}.onnx"
     try:
         applied = run_plan(plan, bench.model, bench.evidence, bench.memo)
         if not applied.modified:
-            raise CandidateError("changes nothing in this model")
+            return
         save(applied.model, path)
+        digest = sha256(path)
+        if digest in bench.finished:
+            return
+        bench.finished.add(digest)
         facts = judge(path, bench.select, bench.metric, applied.stores, TRIAL_S)
     except OutputError:  # a full disk would end every other candidate too, and is the person's to mend
         raise
     except Exception as error:  # whatever one candidate meets, the others deserve their turn
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         bench.say(f"{plan.name}: {reason}")
-        return Trial(Candidate(plan, error=reason, seconds=perf_counter() - begin))
+        yield Trial(Candidate(plan, error=reason, seconds=perf_counter() - begin))
+        return
     met = meets(facts.accuracy, bench.budget)
     bench.say(_line(plan.name, facts, met))
-    return Trial(Candidate(plan, facts, met, "", perf_counter() - begin, applied.notes), path, applied.stores)
+    yield Trial(Candidate(plan, facts, met, "", perf_counter() - begin, applied.notes), path, applied.stores)
 
 
 def _line(name: str, facts: Facts, met: bool) -> str:

@@ -256,6 +256,18 @@ def test_softmax_stays_in_float(tmp_path: Path) -> None:
     assert snr_db(run(model, feeds)[0], run(result.model, feeds, True)[0]) > 25
 
 
+@pytest.mark.parametrize("shape", ["N,6,8", "N,8"])
+def test_product_with_its_bias_runs_in_integers(tmp_path: Path, shape: str) -> None:
+    """onnxruntime would make the two one Gemm, and leave that in float."""
+    text = f"test (float[{shape}] x) => (float[{shape}] y) {{ a = MatMul(x, w)  b = Add(c, a)  y = Softmax(b) }}"
+    model = parse(text, w=(8, 8), c=(8,))
+    feeds = {"x": normal(16, 6, 8) if "6" in shape else normal(16, 8)}
+    result = quantized(model, feeds).model
+    left = optimized(result, tmp_path)
+    assert left["MatMulIntegerToFloat"] == 1 and not {"Gemm", "MatMul", "DequantizeLinear"} & set(left)
+    assert snr_db(run(model, feeds)[0], run(result, feeds, True)[0]) > 25
+
+
 # --- names, outputs, shared tensors
 
 
@@ -355,7 +367,13 @@ def test_split_and_movers_keep_the_integers(tmp_path: Path) -> None:
     )  # fmt: skip
     feeds = {"x": normal(8, 4, 8, 8)}
     result = quantized(model, feeds).model
-    assert sum(name.endswith("_zero_point") and "w" not in name and "v" not in name for name in result.ir.graph.initializers) == 5
+    assert (
+        sum(
+            name.endswith("_zero_point") and "w" not in name and "v" not in name
+            for name in result.ir.graph.initializers
+        )
+        == 5
+    )
     assert optimized(result, tmp_path)["DequantizeLinear"] == 1
     assert snr_db(run(model, feeds)[0], run(result, feeds, True)[0]) > 25
 
@@ -388,8 +406,22 @@ def test_huge_bias_beside_tiny_activations_does_not_overflow(size: float, granul
         assert np.abs(run(result, feeds, optimize)[0] - bias[:, None]).max() <= float(array_of(result, "y_scale"))
 
 
+def test_tiny_weights_beside_tiny_activations_still_have_a_scale() -> None:
+    """Their product is below the smallest float32; a bias in steps of nothing would be no number."""
+    text = "test (float[N,3,8] x) => (float[N,4,8] y) { y = Conv(x, w, c) }"
+    model = parse(text, w=1e-25 * normal(4, 3, 1), c=np.array([0, 0, 1, 2], np.float32))
+    result = quantized(model, {"x": 1e-25 * normal(8, 3, 8)}).model
+    (scale,) = (array_of(result, name) for name in result.ir.graph.initializers if name.endswith("node_y_scale"))
+    assert (scale > 1e-38).all()
+    for optimize in (False, True):
+        y = run(result, {"x": np.zeros((1, 3, 8), np.float32)}, optimize)[0]
+        assert np.abs(y - np.array([0, 0, 1, 2])[:, None]).max() <= float(array_of(result, "y_scale"))
+
+
 def test_all_zero_weights_and_activations() -> None:
-    model = parse("test (float[N,3,8] x) => (float[N,4,8] y) { a = Conv(x, w)  y = Relu(a) }", w=np.zeros((4, 3, 1), np.float32))
+    model = parse(
+        "test (float[N,3,8] x) => (float[N,4,8] y) { a = Conv(x, w)  y = Relu(a) }", w=np.zeros((4, 3, 1), np.float32)
+    )
     feeds = {"x": np.zeros((8, 3, 8), np.float32)}
     result = quantized(model, feeds).model
     assert not run(result, feeds)[0].any()
@@ -499,7 +531,6 @@ def test_dilated_average_stays_in_float() -> None:
     assert snr_db(run(model, feeds)[0], run(quantized(model, feeds).model, feeds, True)[0]) > 25
 
 
-
 # --- options
 
 
@@ -515,7 +546,8 @@ def test_unknown_options_and_operators() -> None:
 
 def test_node_asked_for_by_name_must_be_possible() -> None:
     model = parse(
-        "test (float[N,4,8] x, float[4,4,1] v) => (float[N,4,8] y) { a = Conv(x, w)  b = Relu(a)  y = Conv(b, v) }", w=(4, 4, 1)
+        "test (float[N,4,8] x, float[4,4,1] v) => (float[N,4,8] y) { a = Conv(x, w)  b = Relu(a)  y = Conv(b, v) }",
+        w=(4, 4, 1),
     )
     feeds = {"x": normal(8, 4, 8), "v": normal(8, 4, 4, 1)}
     for name, reason in (

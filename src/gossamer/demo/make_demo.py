@@ -1,6 +1,6 @@
 """Train the demo network on Fashion-MNIST and write `original.onnx` and `data.npz`.
 
-    python make_demo.py IDX_FOLDER OUT_FOLDER [--epochs 18]
+    python make_demo.py IDX_FOLDER OUT_FOLDER [--epochs 18] [--peak-rate 0.1]
 
 IDX_FOLDER holds the four gzipped IDX files of Fashion-MNIST. OUT_FOLDER gets the two
 demo files and, while training runs, `best.pt`: the best weights so far, by validation. If a
@@ -15,11 +15,13 @@ import gzip
 import time
 from collections import Counter, OrderedDict
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import torch
+from numpy.typing import NDArray
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxscript.optimizer import fold_constants, remove_unused_nodes
 from onnxscript.rewriter import rewrite
@@ -33,7 +35,6 @@ SEED = 20
 VALIDATION_IMAGES = 5_000
 SHIPPED_IMAGES = 2_000
 BATCH = 128
-PEAK_LEARNING_RATE = 0.1
 WEIGHT_DECAY = 5e-4
 
 
@@ -57,7 +58,7 @@ class Residual(nn.Module):
         self.second = conv_bn(channels, channels, relu=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        return image + self.second(self.first(image))
+        return torch.add(image, self.second(self.first(image)))
 
 
 class InvertedResidual(nn.Module):
@@ -70,7 +71,7 @@ class InvertedResidual(nn.Module):
         self.project = conv_bn(hidden, channels, kernel=1, relu=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        return image + self.project(self.depthwise(self.expand(image)))
+        return torch.add(image, self.project(self.depthwise(self.expand(image))))
 
 
 class DemoNet(nn.Module):
@@ -90,10 +91,11 @@ class DemoNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         image = self.block2(self.block1(self.down1(self.stem(image))))
         image = self.block4(self.block3(self.down2(image)))
-        return self.head(image.mean((2, 3)))
+        logits: Tensor = self.head(image.mean((2, 3)))
+        return logits
 
 
-def read_idx(path: Path) -> np.ndarray:
+def read_idx(path: Path) -> NDArray[np.uint8]:
     """A gzipped IDX file of bytes: magic number, big-endian sizes, then the bytes."""
     raw = gzip.decompress(path.read_bytes())
     dimensions = raw[3]
@@ -134,11 +136,11 @@ def random_spans(count: int, side: int) -> Tensor:
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """The share of images whose largest logit is at their label."""
-    guesses = torch.cat([model(part).argmax(1) for part in images.split(500)])
+    guesses = torch.cat([model(part).argmax(1) for part in torch.split(images, 500)])
     return (guesses == labels).float().mean().item()
 
 
-def build_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, rate: float) -> torch.optim.Optimizer:
     """Nesterov SGD; batch-norm scales and biases get no weight decay."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
@@ -146,7 +148,7 @@ def build_optimizer(model: nn.Module) -> torch.optim.Optimizer:
         {"params": matrices, "weight_decay": WEIGHT_DECAY},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=PEAK_LEARNING_RATE, momentum=0.9, nesterov=True)
+    return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
 
 
 def moving_average(average: Tensor, current: Tensor, count: int | Tensor) -> Tensor:
@@ -155,31 +157,32 @@ def moving_average(average: Tensor, current: Tensor, count: int | Tensor) -> Ten
     return average + (current - average) * (1 - decay)
 
 
-def train(images: Tensor, labels: Tensor, epochs: int, checkpoint: Path) -> DemoNet:
+def train(images: Tensor, labels: Tensor, epochs: int, peak_rate: float, checkpoint: Path) -> DemoNet:
     """Train with one learning-rate cycle; return the averaged weights best on validation."""
     order = torch.randperm(len(images))
     held_out, used = order[:VALIDATION_IMAGES], order[VALIDATION_IMAGES:]
-    model = DemoNet().to(memory_format=torch.channels_last)
+    model = DemoNet()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
     if checkpoint.exists():
         model.load_state_dict(torch.load(checkpoint))
     averaged = swa_utils.AveragedModel(model, avg_fn=moving_average, use_buffers=True).eval()
-    optimizer = build_optimizer(model)
+    optimizer = build_optimizer(model, peak_rate)
     steps = len(used) // BATCH
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, PEAK_LEARNING_RATE, epochs=epochs, steps_per_epoch=steps, pct_start=0.2
+        optimizer, peak_rate, epochs=epochs, steps_per_epoch=steps, pct_start=0.2
     )
     best, started = 0.0, time.monotonic()
     for epoch in range(1, epochs + 1):
         total_loss = 0.0
         shuffled = used[torch.randperm(len(used))]
-        for picked in shuffled[: steps * BATCH].split(BATCH):
+        for picked in torch.split(shuffled[: steps * BATCH], BATCH):
             batch = augment(images[picked]).to(memory_format=torch.channels_last)
             # bfloat16 halves the time of a step on CPUs that have it; the weights stay float32.
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(batch)
             loss = functional.cross_entropy(logits.float(), labels[picked], label_smoothing=0.1)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
             averaged.update_parameters(model)
@@ -208,7 +211,7 @@ def export(model: DemoNet, path: Path) -> None:
         output_names=["logits"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )
-    onnx_model = program.model
+    onnx_model = cast(torch.onnx.ONNXProgram, program).model
     fold_constants(onnx_model)
     onnx_model = rewrite(onnx_model, [remove_optional_bias_from_conv_rule])  # all of them zero
     remove_unused_nodes(onnx_model)
@@ -222,13 +225,14 @@ def tidy_names(graph: ir.Graph) -> None:
     """Name a node after the layer whose weights it holds, the others by kind and number."""
     kinds: Counter[str] = Counter()
     for node in graph:
-        names = [value.name for value in node.inputs if value.name.endswith(".weight")]
-        if names:
-            node.name = names[0].removesuffix(".weight")
+        values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+        weights = [str(value.name) for value in values if str(value.name).endswith(".weight")]
+        if weights:
+            node.name = weights[0].removesuffix(".weight")
         else:
             node.name = f"{node.op_type.lower()}{kinds[node.op_type]}"
             kinds[node.op_type] += 1
-        for value in (*node.inputs, *node.outputs):
+        for value in values:
             value.metadata_props.clear()
         if not node.outputs[0].is_graph_output():
             node.outputs[0].name = f"{node.name}.out"
@@ -237,7 +241,7 @@ def tidy_names(graph: ir.Graph) -> None:
 def evaluate(path: Path, images: Tensor, labels: Tensor, model: DemoNet) -> None:
     """Print the ONNX file's accuracy, after checking it against the torch model."""
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    logits = np.concatenate([session.run(None, {"image": part.numpy()})[0] for part in images.split(500)])
+    logits = np.concatenate([session.run(None, {"image": part.numpy()})[0] for part in torch.split(images, 500)])
     with torch.no_grad():
         expected = model(images[:SHIPPED_IMAGES]).numpy()
     np.testing.assert_allclose(logits[:SHIPPED_IMAGES], expected, rtol=0, atol=1e-4)
@@ -251,16 +255,18 @@ def main() -> None:
     parser.add_argument("idx_folder", type=Path)
     parser.add_argument("out_folder", type=Path)
     parser.add_argument("--epochs", type=int, default=18)
+    parser.add_argument("--peak-rate", type=float, default=0.1, help="lower it to go on from trained weights")
     arguments = parser.parse_args()
     out: Path = arguments.out_folder
     out.mkdir(parents=True, exist_ok=True)
 
     torch.manual_seed(SEED)
-    model = train(*load(arguments.idx_folder, "train"), arguments.epochs, out / "best.pt")
+    pictures = load(arguments.idx_folder, "train")
+    model = train(*pictures, arguments.epochs, arguments.peak_rate, out / "best.pt")
     export(model, out / "original.onnx")
     images, labels = load(arguments.idx_folder, "t10k")
-    shipped = {"image": images[:SHIPPED_IMAGES].numpy(), "labels": labels[:SHIPPED_IMAGES].numpy()}
-    np.savez_compressed(out / "data.npz", **shipped)
+    first = slice(SHIPPED_IMAGES)
+    np.savez_compressed(out / "data.npz", image=images[first].numpy(), labels=labels[first].numpy())
     evaluate(out / "original.onnx", images, labels, model)
     (out / "best.pt").unlink()
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx_ir as ir
 
 NO_ATTRIBUTES: Mapping[str, int] = MappingProxyType({})
+_TAKEN: WeakKeyDictionary[ir.Graph, set[str]] = WeakKeyDictionary()  # names of values, by graph; forgotten with it
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
@@ -24,20 +26,34 @@ def is_float(value: ir.Value | None) -> bool:
 
 
 def fresh_name(graph: ir.Graph, wanted: str) -> str:
-    """`wanted`, or the first of `wanted_1`, `wanted_2`, ... that no value of the graph or its subgraphs bears yet."""
-    taken = set(_names(graph))
+    """`wanted`, or the first of `wanted_1`, `wanted_2`, ... that no value of the graph or its subgraphs bears yet.
+
+    A name given once is not given again.
+    """
+    taken = _taken_names(graph)
     name, count = wanted, 0
     while name in taken:
         count += 1
         name = f"{wanted}_{count}"
+    taken.add(name)
     return name
 
 
+def _taken_names(graph: ir.Graph) -> set[str]:
+    """Gathered at a graph's first new name, as searching the graph for each of them takes a minute for 500 layers.
+
+    A clone starts anew, so that the names a pass gives do not depend on what other passes did to the original.
+    """
+    if graph not in _TAKEN:
+        _TAKEN[graph] = {name for part in (graph, *graph.subgraphs()) for name in _names(part) if name}
+    return _TAKEN[graph]
+
+
 def _names(graph: ir.Graph) -> Iterator[str | None]:
-    for part in (graph, *graph.subgraphs()):  # a subgraph may not use a name of the graph around it again
-        yield from (value.name for value in part.inputs)
-        yield from part.initializers
-        yield from (output.name for node in part for output in node.outputs)
+    """A subgraph may not use a name of the graph around it again, so both are asked."""
+    yield from (value.name for value in graph.inputs)
+    yield from graph.initializers
+    yield from (output.name for node in graph for output in node.outputs)
 
 
 def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:

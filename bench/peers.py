@@ -1,14 +1,22 @@
-"""onnxruntime's own quantizers, as a person would call them: uint8 activations, int8 weights, the model pre-processed."""
+"""onnxruntime's own quantizers, as a person would call them: uint8 activations, int8 weights, model pre-processed."""
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 Granularity = Literal["channel", "tensor"]
@@ -41,15 +49,16 @@ def prepared(model: Path, folder: Path) -> Path:
 def static(model: Path, target: Path, arrays: dict[str, np.ndarray], granularity: Granularity, method: str) -> Path:
     """`quantize_static`, QDQ; its default types (int8, int8) leave most convolutions in float and are not tried."""
     logging.disable(logging.WARNING)
-    quantize_static(
-        model,
-        target,
-        Reader(arrays),
-        per_channel=granularity == "channel",
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=METHODS[method],
-    )
+    with redirect_stdout(sys.stderr):  # standard output is for the tables
+        quantize_static(
+            model,
+            target,
+            Reader(arrays),
+            per_channel=granularity == "channel",
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=METHODS[method],
+        )
     return target
 
 

@@ -10,15 +10,16 @@ Gossamer calibrated on; signal-to-noise ratio is taken on samples that neither s
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
-import judge
-import nets
 import numpy as np
-import peers
 
 import gossamer
+import judge
+import nets
+import peers
 from gossamer.intake.splits import split
 from gossamer.nouns.samples import samples_from_arrays
 
@@ -55,6 +56,13 @@ def compare(net: str, folder: Path, seconds: float, count: int) -> None:
         noise = judge.snr_db(judge.outputs(path, judged), expected)
         print(f"| {name} | {timings[name]} | {noise:.1f} | {path.stat().st_size / 1e6:.1f} |")
     print_limit(files["float"], files[f"gossamer: {record.chosen}"], one)
+    for candidate in record.candidates:
+        if candidate.facts is not None:
+            facts = candidate.facts
+            print(
+                f"tried {candidate.plan.name}: {facts.latency_ms.ratio:.2f}x, {facts.accuracy.snr_db:.1f} dB",
+                file=sys.stderr,
+            )
 
 
 def rivals(net: str, original: Path, folder: Path, arrays: dict[str, np.ndarray]) -> dict[str, Path]:
@@ -76,8 +84,8 @@ def print_limit(original: Path, result: Path, feeds: dict[str, np.ndarray]) -> N
     products, integer = judge.products_ms(before), judge.products_ms(after)
     total, left = sum(before.values()), sum(after.values())
     print(
-        f"\nConvolutions and products take {products:.1f} of {total:.1f} ms in float and {integer:.1f} of {left:.1f} ms "
-        f"in the result: {products / integer:.2f}x faster, {integer / left:.0%} of its time. Were all else free, it "
+        f"\nConvolutions and products take {products:.1f} of {total:.1f} ms in float and {integer:.1f} of {left:.1f} "
+        f"ms in the result: {products / integer:.2f}x faster, {integer / left:.0%} of its time. Were all else free, it "
         f"would be {total / integer:.2f}x faster than float."
     )
     print("Result by operator, ms: " + ", ".join(f"{op} {ms:.2f}" for op, ms in list(after.items())[:8]) + "\n")

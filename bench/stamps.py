@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import fetch
 import numpy as np
+
+import fetch
 
 SIDE = 224
 NOT_PHOTOS = ("cartoon", "plastic", "toys", "symbols", "alphabets")
@@ -89,5 +90,5 @@ def _input(path: Path) -> np.ndarray:
     side = round(1.15 * max(stamp.size))
     canvas = Image.new("RGB", (side, side), "white")
     canvas.paste(stamp, ((side - stamp.width) // 2, (side - stamp.height) // 2), stamp)
-    pixels_HWC = np.asarray(canvas.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32)
-    return ((pixels_HWC - 127) / 128).transpose(2, 0, 1)
+    pixels_HWC = np.asarray(canvas.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32)
+    return np.ascontiguousarray(((pixels_HWC - 127) / 128).transpose(2, 0, 1))

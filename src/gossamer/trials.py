@@ -18,8 +18,9 @@ from gossamer.nouns.plan import Plan
 from gossamer.nouns.record import Candidate
 from gossamer.nouns.samples import Samples
 from gossamer.passes.contract import Memo, run_plan
-from gossamer.planning.candidates import ORIGINAL, propose, refine
+from gossamer.planning.candidates import ORIGINAL, propose
 from gossamer.planning.choice import rank
+from gossamer.planning.refinement import refine
 from gossamer.runtimes import onnxruntime as runtime
 
 TRIAL_S = 1.5  # seconds of timing for a candidate

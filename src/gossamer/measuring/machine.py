@@ -36,6 +36,7 @@ INFERENCE_FLAGS = (
     "sme",
 )
 CPUINFO = Path("/proc/cpuinfo")
+STATUS = Path("/proc/self/status")
 PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime")
 
 
@@ -62,12 +63,17 @@ def available_cores() -> int:
 
 def peak_rss_bytes() -> int:
     """The most memory this process has held so far, in bytes; 0 where the system does not tell (Windows)."""
+    try:  # Linux: getrusage would count the parent's memory, inherited over fork and exec
+        status = STATUS.read_text()
+        return int(status.split("VmHWM:", 1)[1].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):
+        pass
     try:
         import resource
     except ImportError:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others kilobytes
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Which plans are worth trying: first those that differ in speed, then variations of the fastest that differ in truth.
+"""The first round: plans that differ in what runs in integers, and so in speed.
 
 The runtime says what it can profit from (the constants at the end of its file); nothing here asks for its name.
 """
@@ -10,16 +10,12 @@ from dataclasses import dataclass
 from glob import escape
 from types import ModuleType
 
-import msgspec
-
 from gossamer.graph.layers import Layer, convolutions_behind, is_depthwise, is_narrow_stem, layer_of, reads_table
 from gossamer.nouns.budget import Minimize
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Plan, Scope, Step
-from gossamer.nouns.record import Candidate
 
 ORIGINAL = "original"
-RANGES = ("minmax", "percentile", "l2", "entropy")  # tried on the best integer plan, but for its own
 
 
 @dataclass(frozen=True)
@@ -92,53 +88,10 @@ def propose(model: Model, runtime: ModuleType, minimize: Minimize) -> tuple[Plan
     return tuple(plans)
 
 
-def refine(model: Model, tried: Sequence[Candidate], minimize: Minimize = "latency") -> tuple[Plan, ...]:
-    """The second round: the best static plan with other ranges, with channels equalized, without correction."""
-    static = [c for c in tried if c.facts and any(step.method == "quantize_static" for step in c.plan.steps)]
-    if not static:
-        return ()
-    best = max(static, key=lambda candidate: gain(candidate, minimize)).plan
-    step = next(step for step in best.steps if step.method == "quantize_static")
-    own = step.config.get("ranges", "minmax")
-    others = [ranges for ranges in RANGES if ranges != own]
-    plans = [_variation(best, ranges, False) for ranges in others]
-    if features(model).depthwise:
-        plans.extend(_variation(best, ranges, True) for ranges in (None, *others))
-    without = tuple(step for step in best.steps if step.method != "correct_bias")
-    if without != best.steps:
-        plans.append(Plan(f"{best.name}, biases as they were", without))
-    return tuple(plans)
-
-
-def gain(candidate: Candidate, minimize: Minimize) -> float:
-    """How many times faster or smaller than the original; 0 for one that did not pass the gate."""
-    if candidate.facts is None:
-        return 0.0
-    if candidate.plan.name == ORIGINAL:  # exactly, whatever the clock says
-        return 1.0
-    if minimize == "latency":
-        return candidate.facts.latency_ms.ratio
-    return candidate.facts.bytes.original / candidate.facts.bytes.result
-
-
 def prepare(found: Features, runtime: ModuleType) -> tuple[Step, ...]:
     """The function-preserving steps that every plan begins with."""
     slow = [Step(method) for method in runtime.SLOW_FUSIONS] if found.layer_norms else []
     return (Step("fold_constants"), Step("fold_batchnorm"), *slow)
-
-
-def _variation(plan: Plan, ranges: str | None, equalized: bool) -> Plan:
-    steps: list[Step] = []
-    for step in plan.steps:
-        if step.method != "quantize_static":
-            steps.append(step)
-            continue
-        if equalized:
-            steps.append(Step("equalize_channels"))
-        config = {**step.config, "ranges": ranges} if ranges else step.config
-        steps.append(msgspec.structs.replace(step, config=config))
-    words = [plan.name, *([f"{ranges} ranges"] if ranges else []), *(["equalized"] if equalized else [])]
-    return Plan(", ".join(words), tuple(steps))
 
 
 def _with_float16_rest(plans: Iterable[Plan]) -> list[Plan]:

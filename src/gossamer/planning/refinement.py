@@ -1,0 +1,57 @@
+"""The second round: variations of the best integer plan of the first that differ in truth, not in speed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from gossamer.nouns.budget import Minimize
+from gossamer.nouns.model import Model
+from gossamer.nouns.plan import Plan, Step
+from gossamer.nouns.record import Candidate
+from gossamer.planning.candidates import features
+from gossamer.planning.choice import leader
+
+RANGES = ("minmax", "percentile", "l2", "entropy")
+
+
+def refine(model: Model, tried: Sequence[Candidate], minimize: Minimize = "latency") -> tuple[Plan, ...]:
+    """The leading static plan with other ranges, with channels equalized, and without correction.
+
+    Where even that one breaks the floor, the truest static plan is varied as well, though it be slower.
+    """
+    static = [c for c in tried if c.facts and any(step.method == "quantize_static" for step in c.plan.steps)]
+    if not static:
+        return ()
+    depthwise = features(model).depthwise
+    best = leader(static, minimize)
+    truest = max(static, key=lambda candidate: candidate.facts.accuracy.snr_db if candidate.facts else 0.0)
+    bases = [best] if best.met or truest is best else [best, truest]
+    return tuple(plan for base in bases for plan in _variations(base.plan, depthwise))
+
+
+def _variations(plan: Plan, depthwise: bool) -> list[Plan]:
+    step = next(step for step in plan.steps if step.method == "quantize_static")
+    others = [ranges for ranges in RANGES if ranges != step.config.get("ranges", "minmax")]
+    plans = [_variation(plan, ranges, False) for ranges in others]
+    if depthwise:
+        plans.extend(_variation(plan, ranges, True) for ranges in (None, *others))
+    without = tuple(step for step in plan.steps if step.method != "correct_bias")
+    if without != plan.steps:
+        plans.append(Plan(f"{plan.name}, biases as they were", without))
+    return plans
+
+
+def _variation(plan: Plan, ranges: str | None, equalized: bool) -> Plan:
+    steps: list[Step] = []
+    for step in plan.steps:
+        if step.method != "quantize_static":
+            steps.append(step)
+            continue
+        if equalized:
+            steps.append(Step("equalize_channels"))
+        config = {**step.config, "ranges": ranges} if ranges else step.config
+        steps.append(msgspec.structs.replace(step, config=config))
+    words = [plan.name, *([f"{ranges} ranges"] if ranges else []), *(["equalized"] if equalized else [])]
+    return Plan(", ".join(words), tuple(steps))

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from tests.planning.graphs import by_name, cnn, encoder, step
+
+from gossamer.nouns.facts import Accuracy, Bytes, Facts, Latency
+from gossamer.nouns.plan import Plan
+from gossamer.nouns.record import Candidate
+from gossamer.planning.candidates import propose
+from gossamer.planning.refinement import RANGES, refine
+from gossamer.runtimes import onnxruntime
+
+
+def tried(plan: Plan, speed: float, size: int = 500, snr_db: float = 30.0, met: bool = True) -> Candidate:
+    accuracy = Accuracy("top1", 0.9, 0.9, 0.0, 0.0, 0.0, 100, snr_db)
+    return Candidate(plan, Facts(accuracy, Bytes(1000, size), Latency(1, 1 / speed, speed, speed, speed, 1, "r")), met)
+
+
+def test_refine_varies_the_fastest_static_plan() -> None:
+    plans = by_name(propose(cnn(), onnxruntime, "latency"))
+    first = [tried(plans["int8"], 2.0), tried(plans["int8, stem in float"], 2.5), tried(plans["dynamic int8"], 9.0)]
+    second = by_name(refine(cnn(), [*first, Candidate(plans["float"], error="no")]))
+    others = [ranges for ranges in RANGES if ranges != "minmax"]
+    base = "int8, stem in float"
+    assert list(second) == [
+        *(f"{base}, {ranges} ranges" for ranges in others),
+        f"{base}, equalized",
+        *(f"{base}, {ranges} ranges, equalized" for ranges in others),
+        f"{base}, biases as they were",
+    ]
+    assert not set(second) & set(plans)
+    equalized = [s.method for s in second[f"{base}, equalized"].steps]
+    assert equalized.index("equalize_channels") == equalized.index("quantize_static") - 1
+    assert step(second[f"{base}, l2 ranges"], "quantize_static").scope.skip == ("stem",)
+    assert "correct_bias" not in [s.method for s in second[f"{base}, biases as they were"].steps]
+
+
+def test_refine_does_not_repeat_the_ranges_of_its_base() -> None:
+    plans = by_name(propose(encoder(), onnxruntime, "latency"))
+    second = by_name(refine(encoder(), [tried(plans["int8 products"], 2.0)]))
+    configs = [step(plan, "quantize_static").config["ranges"] for plan in second.values() if "ranges" in plan.name]
+    assert sorted(configs) == sorted(set(RANGES) - {"percentile"})
+    assert not any("equalized" in name for name in second)
+
+
+def test_refine_for_size_varies_the_smallest() -> None:
+    plans = by_name(propose(cnn(), onnxruntime, "size"))
+    first = [tried(plans["int8"], 3.0, 300), tried(plans["int8, rest float16"], 2.0, 200)]
+    assert all(plan.name.startswith("int8, rest float16") for plan in refine(cnn(), first, "size"))
+    assert not any(plan.name.startswith("int8, rest") for plan in refine(cnn(), first, "latency"))
+
+
+def test_refine_without_a_static_plan() -> None:
+    plans = by_name(propose(encoder(), onnxruntime, "latency"))
+    assert refine(encoder(), [tried(plans["dynamic int8"], 3.0), Candidate(plans["int8 products"], error="no")]) == ()
+
+
+def test_of_equally_fast_plans_the_truest_is_varied() -> None:
+    plans = by_name(propose(cnn(), onnxruntime, "latency"))
+    first = [tried(plans["int8"], 2.02, snr_db=19), tried(plans["int8, stem in float"], 2.0, snr_db=25)]
+    assert all(plan.name.startswith("int8, stem in float") for plan in refine(cnn(), first))
+
+
+def test_the_truest_is_varied_too_where_the_fastest_breaks_the_floor() -> None:
+    plans = by_name(propose(cnn(), onnxruntime, "latency"))
+    stem = tried(plans["int8, stem in float"], 1.5, snr_db=25)
+    kept = refine(cnn(), [tried(plans["int8"], 3.0, snr_db=19), stem])
+    broken = refine(cnn(), [tried(plans["int8"], 3.0, snr_db=19, met=False), stem])
+    assert not any(plan.name.startswith("int8, stem") for plan in kept)
+    assert len(broken) == 2 * len(kept)

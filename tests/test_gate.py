@@ -1,0 +1,83 @@
+"""The gate refuses what must not leave: wrong types, other names, NaN, a file that does not open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gossamer.errors import CandidateError, ModelError
+from gossamer.gate import Baseline, baseline, check_types, judge, meets, open_original, unchanged
+from gossamer.measuring.quality import choose_metric
+from gossamer.nouns.budget import Budget
+from gossamer.nouns.facts import Accuracy
+from gossamer.nouns.samples import samples_from_arrays
+
+NET = '<ir_version: 10, opset_import: ["" : 21]>\nnet (float[N,4] x) => (float[N,3] y) '
+
+
+def write(path: Path, body: str = "{ y = MatMul(x, w) }", header: str = NET, **weights: np.ndarray) -> Path:
+    proto = onnx.parser.parse_model(header + body)
+    weights = weights or {"w": np.arange(12, dtype=np.float32).reshape(4, 3)}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
+    onnx.save(proto, path)
+    return path
+
+
+@pytest.fixture
+def original(tmp_path: Path) -> Baseline:
+    path = write(tmp_path / "original.onnx")
+    session = open_original(path, 1)
+    samples = samples_from_arrays({"x": np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)})
+    return baseline(session, path, samples, choose_metric(session, samples))
+
+
+def metric(original: Baseline):  # type: ignore[no-untyped-def]
+    return choose_metric(original.session, original.samples)
+
+
+def test_the_original_against_itself_has_no_drop_and_no_gain(original: Baseline, tmp_path: Path) -> None:
+    for facts in (unchanged(original), judge(tmp_path / "original.onnx", original, metric(original), ("FLOAT",), 0.1)):
+        assert facts.accuracy.drop == 0 and facts.accuracy.n == 20
+        assert facts.bytes.original == facts.bytes.result == (tmp_path / "original.onnx").stat().st_size
+        assert 0.2 < facts.latency_ms.ratio < 5
+
+
+def test_a_promised_type_that_is_not_in_the_file_is_refused(original: Baseline, tmp_path: Path) -> None:
+    with pytest.raises(CandidateError, match="promised INT8 weights, but holds 48 bytes of FLOAT"):
+        judge(tmp_path / "original.onnx", original, metric(original), ("INT8",), 0.1)
+    check_types(tmp_path / "original.onnx", ("FLOAT",))
+
+
+def test_another_output_name_is_refused(original: Baseline, tmp_path: Path) -> None:
+    other = write(tmp_path / "other.onnx", "{ z = MatMul(x, w) }", NET.replace("y)", "z)"))
+    with pytest.raises(CandidateError, match="other names"):
+        judge(other, original, metric(original), (), 0.1)
+
+
+def test_nan_is_refused_naming_the_output(original: Baseline, tmp_path: Path) -> None:
+    weights = {"w": np.ones((4, 3), np.float32), "minus": np.float32([-1e30])}
+    bad = write(tmp_path / "bad.onnx", "{ a = MatMul(x, w)  b = Mul(a, minus)  y = Sqrt(b) }", **weights)
+    with pytest.raises(CandidateError, match="'y'"):
+        judge(bad, original, metric(original), (), 0.1)
+
+
+def test_a_file_that_does_not_open_is_refused(original: Baseline, tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"nothing")
+    with pytest.raises(CandidateError, match="onnxruntime refuses the model"):
+        judge(tmp_path / "bad.onnx", original, metric(original), (), 0.1)
+    with pytest.raises(ModelError, match="only a model that runs can be compressed"):
+        open_original(tmp_path / "bad.onnx", 1)
+
+
+@given(st.floats(-1, 1), st.floats(0, 0.5), st.floats(0, 1))
+def test_the_floor_is_on_the_point_or_with_confidence_on_the_bound(drop: float, half: float, floor: float) -> None:
+    accuracy = Accuracy("top1", 1.0, 1.0 - drop, drop, drop - half, drop + half, 100, 20.0)
+    if abs(drop - floor) > 1e-6:
+        assert meets(accuracy, Budget(floor)) == (drop <= floor)
+    if abs(drop + half - floor) > 1e-6:
+        assert meets(accuracy, Budget(floor, confident=True)) == (drop + half <= floor)

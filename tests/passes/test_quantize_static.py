@@ -575,4 +575,4 @@ def test_no_layer_to_store() -> None:
     model = parse("test (float[N,4] x) => (float[N,4] y) { y = Add(x, x) }")
     result = quantized(model, {"x": normal(8, 4)})
     assert not result.modified and result.model is model
-    assert result.notes == ("quantize_static: no layer can run in integers",)
+    assert result.notes[-1] == "quantize_static: no layer can run in integers"

@@ -112,7 +112,7 @@ def _export(
         verbose=False,
     )
     if program is None:
-        raise RuntimeError("the exporter gave nothing")
+        raise ModelError("the exporter gave nothing")
     if dynamic_batch and any(value.shape and isinstance(value.shape[0], int) for value in program.model.graph.inputs):
         raise ValueError("the module works for one size only")  # the exporter fixes it without a word
     return program.model

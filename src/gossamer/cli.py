@@ -273,7 +273,7 @@ class Terminal:
 
     def log_line(self, text: str) -> None:
         """A line of progress."""
-        self.progress.print(f"  {text}", style="dim", markup=False, highlight=False)
+        self.progress.print(f"  {text}", style="dim", markup=False, highlight=False, soft_wrap=True)
 
     def give(self, text: bytes) -> None:
         """The one JSON object."""

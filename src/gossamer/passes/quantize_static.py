@@ -93,7 +93,7 @@ def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None)
     clone = model.clone()
     graph = clone.ir.graph
     layout = place(graph, config.operators, lambda node: in_scope(scope, node))
-    notes = tuple(f"quantize_static left {name} in float: {reason}" for name, reason in layout.left.items())
+    notes = _left_notes(layout.left)
     if not layout.layers or evidence is None:
         return Result(model, False, (*notes, "quantize_static: no layer can run in integers"))
     for layer in layout.layers:
@@ -125,6 +125,18 @@ def ensures(before: Model, result: Result, config: Config) -> None:
         array = constant(node.inputs[0]) if node.op_type == "DequantizeLinear" and node.name not in known else None
         if array is not None and array.dtype not in (np.int8, np.int32):
             raise CandidateError(f"{node.name}: stored as {array.dtype}, promised int8 or int32")
+
+
+def _left_notes(left: dict[str, str]) -> tuple[str, ...]:
+    """One line a reason, naming the nodes; of many only the first two."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in left.items():
+        by_reason.setdefault(reason, []).append(name)
+    return tuple(f"quantize_static left {_listed(names)} in float: {reason}" for reason, names in by_reason.items())
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)} nodes, {names[0]} and {names[1]} among them,"
 
 
 def _ranges(model: Model, layout: Placement, config: Config, evidence: Evidence) -> dict[str, tuple[float, float]]:

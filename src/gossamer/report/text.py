@@ -36,8 +36,8 @@ def print_record(record: Record, console: Console) -> None:
         console.print()
         console.print(_candidates(record))
     flattered = [words.OPTIMISTIC.get(figure, f"{figure} is optimistic") for figure in record.splits.optimistic]
-    _bullets(console, (*flattered, *record.warnings), "yellow")
-    _bullets(console, record.notes, "dim")
+    _bullets(console, (*flattered, *record.warnings), "!", "yellow")
+    _bullets(console, record.notes, "·", "dim")
     console.print()
     _paths(console, record.artifact)
 
@@ -67,7 +67,7 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
         _line(console, f"{hidden} more nodes with few weights or none; --json lists all", "dim")
     console.print()
     console.print(_totals(inspection))
-    _bullets(console, inspection.notes, "dim")
+    _bullets(console, inspection.notes, "·", "dim")
 
 
 def _before_after(accuracy: Accuracy, size: Bytes, latency: Latency, names: tuple[str, str]) -> Table:
@@ -210,10 +210,10 @@ def _table(*columns: str, numeric: Sequence[int] = ()) -> Table:
     return table
 
 
-def _bullets(console: Console, lines: Sequence[str], style: str) -> None:
+def _bullets(console: Console, lines: Sequence[str], mark: str, style: str) -> None:
     grid = Table.grid(padding=(0, 1))
     for line in lines:
-        grid.add_row(Text("!", style), Text(line, style))
+        grid.add_row(Text(mark, style), Text(line, style))
     if lines:
         console.print()
         console.print(grid)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,9 +18,12 @@ from gossamer.measuring.latency import pinned, race
 from gossamer.measuring.machine import describe
 from gossamer.runtimes.onnxruntime import open_session
 
-PRODUCTS = frozenset(
-    "Conv FusedConv Gemm FusedGemm MatMul FusedMatMul QLinearConv ConvInteger QGemm QLinearMatMul MatMulInteger "
-    "MatMulIntegerToFloat DynamicQuantizeMatMul Attention MultiHeadAttention".split()
+FLOAT_PRODUCTS = frozenset(
+    ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Attention", "MultiHeadAttention")
+)
+INTEGER_PRODUCTS = frozenset(
+    ("QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul")
+    + ("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
 )
 
 
@@ -77,32 +80,39 @@ def agreement(got: np.ndarray, expected: np.ndarray) -> float:
     return float((got.argmax(-1) == expected.argmax(-1)).mean())
 
 
-def operator_ms(path: Path, feeds: Mapping[str, np.ndarray], calls: int = 30) -> dict[str, float]:
-    """Milliseconds a call by operator, most first, from the runtime's own profile on one thread."""
-    with TemporaryDirectory() as folder:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.enable_profiling = True
-        options.profile_file_prefix = f"{folder}/profile"
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        with pinned(1):
-            for _ in range(calls):
+def operators_ms(files: Mapping[str, Path], feeds: Mapping[str, np.ndarray], calls: int = 40) -> list[dict[str, float]]:
+    """For each file, milliseconds a call by operator, most first, from the runtime's own profile on one thread.
+
+    The files take turns, and medians over the calls are summed, as a neighbour's slice falls on some calls only.
+    """
+    with TemporaryDirectory() as folder, pinned(1):
+        sessions = [_profiled(path, f"{folder}/{index}") for index, path in enumerate(files.values())]
+        for _ in range(calls):
+            for session in sessions:
                 session.run(None, dict(feeds))
-        events = json.loads(Path(session.end_profiling()).read_text())
+        return [_by_operator(Path(session.end_profiling()), calls) for session in sessions]
+
+
+def _profiled(path: Path, prefix: str) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.enable_profiling = True
+    options.profile_file_prefix = prefix
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _by_operator(profile: Path, calls: int) -> dict[str, float]:
     spent: dict[str, list[float]] = defaultdict(list)
-    for event in events:
+    for event in json.loads(profile.read_text()):
         if event.get("cat") == "Node" and event["name"].endswith("kernel_time"):
             spent[event["args"]["op_name"]].append(event["dur"] / 1000)
-    # a neighbour's slice falls on some calls only: medians of the calls, not their mean
-    total = {
-        op: sum(np.median(np.reshape(ms[: len(ms) // calls * calls], (calls, -1)), axis=0)) for op, ms in spent.items()
-    }
+    total = {op: float(np.median(np.reshape(ms, (calls, -1)), axis=0).sum()) for op, ms in spent.items()}
     return dict(sorted(total.items(), key=lambda pair: -pair[1]))
 
 
-def products_ms(by_operator: Mapping[str, float]) -> float:
-    """The part spent in convolutions and matrix products."""
-    return sum(ms for op, ms in by_operator.items() if op in PRODUCTS)
+def spent_ms(by_operator: Mapping[str, float], operators: Collection[str]) -> float:
+    """The part spent in some operators."""
+    return sum(ms for op, ms in by_operator.items() if op in operators)
 
 
 def header(command: str) -> str:

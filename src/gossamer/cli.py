@@ -45,6 +45,18 @@ def fraction(text: str) -> float:
     return value
 
 
+def duration(text: str) -> float:
+    """`90`, `90s`, `1.5m` or `2h`, in seconds."""
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
+    try:
+        seconds = float(text[:-1]) * unit if unit else float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise typer.BadParameter(f"{text!r} is no length of time; write 90s, 30m or 2h")
+    return seconds
+
+
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.", show_default=False)]
 Data = Annotated[
     str,
@@ -63,6 +75,15 @@ Drop = Annotated[
 Minimize = Annotated[Literal["latency", "size"], typer.Option(help="What the result should be best in.")]
 Confident = Annotated[
     bool, typer.Option("--confident", help="Demand the floor of the whole 95% interval, not of the point estimate.")
+]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(
+        parser=duration,
+        metavar="TIME",
+        help="Begin no further candidate when the result would be late: 90s, 30m, 2h.",
+        show_default=False,
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the result goes.")]
 Metric = Annotated[
@@ -102,6 +123,7 @@ def compress(
     minimize: Minimize = "latency",
     out: Out = Path("out"),
     confident: Confident = False,
+    time_limit: TimeLimit = None,
     metric: Metric = None,
     seed: Seed = 0,
     threads: Threads = 1,
@@ -122,6 +144,9 @@ def compress(
     FOLDER then holds `model.onnx`, `plan.yaml` (what was done; replay it with `gossamer apply`), `record.json`
     (everything measured) and `report.html` (open it in a browser, no network needed).
 
+    Ctrl-C ends the search and returns the best so far. A run that was killed goes on where it was when the same command
+    is given again.
+
     Exit status: 0 the floor holds, 3 nothing meets it (the best is written all the same), 2 bad input.
 
     Examples:
@@ -138,7 +163,7 @@ def compress(
         from gossamer import compression
 
         options = data_options(size, resize, mean, std, scale, layout, channels)
-        budget = Budget(max_drop, minimize, confident)
+        budget = Budget(max_drop, minimize, confident, time_limit)
         record = compression.compress(model, data, budget, out, options, metric, seed, threads, console.log_line)
         console.finish(record, json)
 

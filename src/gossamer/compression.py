@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -13,13 +14,14 @@ import msgspec
 import numpy as np
 
 import gossamer
-from gossamer.delivery import deliver, seen_from, workshop, writable_folder
+from gossamer.delivery import deliver, seen_from, writable_folder
 from gossamer.gate import baseline, judge, meets, open_original
 from gossamer.intake.binding import bind, cast_notes
 from gossamer.intake.normalise import normalise
 from gossamer.intake.onnx_file import read
 from gossamer.intake.samples import DataOptions, read_samples
 from gossamer.intake.splits import split
+from gossamer.journal import Run, open_journal, workshop
 from gossamer.measuring.evidence import Evidence
 from gossamer.measuring.layer_error import layer_errors
 from gossamer.measuring.machine import describe, peak_rss_bytes
@@ -68,7 +70,8 @@ def compress(
         say: called with a line of progress now and then.
 
     Returns:
-        What `record.json` holds. An interrupt (Ctrl-C) ends the trials and returns the best so far.
+        What `record.json` holds. An interrupt (Ctrl-C) ends the trials and returns the best so far. A run that was
+        killed goes on where it was when it is started again with the same model, data and folder.
 
     Raises:
         InputError: the model, the data, an option or the folder cannot be used.
@@ -88,16 +91,30 @@ def compress(
         rule = choose_metric(session, samples, metric)
         calibrate, select, verify, optimistic = split(samples, seed)
         prepared = normalise(source)
+        scoring = perf_counter()
         original = baseline(session, path, select, rule)
-        bench = Bench(prepared, path, work, rule, budget, original, verify, Evidence(calibrate, threads), say)
+        reserve_s = PROOF_S + 2 * (perf_counter() - scoring) * len(verify) / len(select)  # what verifying will take
 
-        tried, interrupted = try_all(bench)
+        machine, original_sha256 = describe(), sha256(path)
+        parts = tuple(Split(len(part), part.digest()) for part in (calibrate, select, verify))
+        run = Run(original_sha256, parts[0].digest, parts[1].digest, rule.name, threads, machine.versions)
+        bench = Bench(
+            model=prepared,
+            path=path,
+            journal=open_journal(work, run),
+            metric=rule,
+            budget=budget,
+            select=original,
+            verify=verify,
+            evidence=Evidence(calibrate, threads),
+            say=say,
+            deadline=inf if budget.time_limit_s is None else begin + budget.time_limit_s - reserve_s,
+        )
+        tried, cut = try_all(bench)
         say("verifying the choice on samples that took no part in it")
         outcome = verify_best(bench, tried)
 
-        parts = tuple(Split(len(part), part.digest()) for part in (calibrate, select, verify))
         chosen, target = outcome.trial.candidate.plan, folder / "model.onnx"
-        original_sha256 = sha256(path)  # before the result takes its place, should the folder be the original's own
         deliver(outcome.trial.path or path, target)
         if source.path is None:  # leave the file that the result was held against
             deliver(path, folder / "original.onnx")
@@ -107,6 +124,7 @@ def compress(
     calibration = Calibration(named, settings, seed, threads, parts[0].digest)
     write_file(folder / "plan.yaml", msgspec.structs.replace(chosen, calibration=calibration).to_yaml().encode())
     advice = preprocessing_warning(original.scores)
+    out_of_time = f"the time limit ended the search after {len(tried)} candidates" if cut == "time limit" else ""
     record = Record(
         met=meets(outcome.facts.accuracy, budget),
         artifact=str(target),
@@ -132,10 +150,10 @@ def compress(
             optimistic=optimistic if outcome.verified else ("accuracy", *optimistic),
         ),
         candidates=tuple(trial.candidate for trial in tried),
-        machine=describe(),
-        warnings=(*filter(None, [advice]), *outcome.warnings),
+        machine=machine,
+        warnings=tuple(filter(None, [advice, out_of_time, *outcome.warnings])),
         notes=(*prepared.notes, *cast_notes(unbound, session.inputs), *outcome.trial.candidate.notes),
-        interrupted=interrupted or not outcome.verified,
+        interrupted=cut == "interrupt" or not outcome.verified,
         gossamer=gossamer.__version__,
     )
     write_file(folder / "record.json", record.to_json())

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import onnx_ir as ir
@@ -29,19 +26,6 @@ def writable_folder(out: str | Path) -> Path:
     except OSError as error:
         raise OutputError(f"cannot write into {folder}: {error.strerror or error}; choose another -o") from error
     return folder
-
-
-@contextmanager
-def workshop(folder: Path) -> Iterator[Path]:
-    """A folder for candidates, on the same disk as the result, gone afterwards."""
-    try:
-        work = Path(tempfile.mkdtemp(prefix=".candidates-", dir=folder))
-    except OSError as error:
-        raise OutputError(f"cannot write into {folder}: {error.strerror or error}; choose another -o") from error
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def deliver(source: Path, target: Path) -> None:

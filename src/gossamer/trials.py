@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from time import perf_counter
 
+import msgspec
+
 from gossamer.errors import CandidateError, OutputError
 from gossamer.gate import Baseline, baseline, judge, meets, unchanged
+from gossamer.journal import Entry, Journal
 from gossamer.measuring.evidence import Evidence
 from gossamer.measuring.quality import Metric
 from gossamer.nouns.budget import Budget
@@ -26,6 +30,11 @@ from gossamer.runtimes import onnxruntime as runtime
 TRIAL_S = 1.5  # seconds of timing for a candidate
 PROOF_S = 4.0  # and for the one that is returned
 
+
+class TimeUp(Exception):
+    """The time limit leaves no room for another candidate."""
+
+
 Say = Callable[[str], None]
 
 
@@ -36,7 +45,7 @@ class Bench:
     Attributes:
         model: normalised, in memory.
         path: the original's file; never changed.
-        work: folder for candidates, gone in the end.
+        journal: where candidates are kept and written down.
         metric, budget: what counts.
         select: the original, opened and scored on the split that chooses.
         verify: the split that took no part in anything.
@@ -44,11 +53,12 @@ class Bench:
         say: told of every candidate.
         memo: models by the steps that made them.
         finished: digests of the files that were sent through the gate, so that none is tried twice.
+        deadline: when to begin no further candidate, on the clock of `perf_counter`.
     """
 
     model: Model
     path: Path
-    work: Path
+    journal: Journal
     metric: Metric
     budget: Budget
     select: Baseline
@@ -57,6 +67,7 @@ class Bench:
     say: Say
     memo: Memo = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
+    deadline: float = inf
 
 
 @dataclass(frozen=True)
@@ -78,19 +89,21 @@ class Outcome:
     warnings: tuple[str, ...] = ()
 
 
-def try_all(bench: Bench) -> tuple[list[Trial], bool]:
-    """Both rounds of candidates, and whether Ctrl-C cut them short; what is finished by then is kept."""
+def try_all(bench: Bench) -> tuple[list[Trial], str]:
+    """Both rounds of candidates, and what cut them short, if anything did; what is finished by then is kept."""
     tried: list[Trial] = [_original(bench)]
     try:
         for plan in propose(bench.model, runtime, bench.budget.minimize):
-            if plan.name != ORIGINAL:
-                tried.extend(_try(plan, bench, len(tried)))
+            tried.extend(_try(plan, bench, tried))
         for plan in refine(bench.model, [trial.candidate for trial in tried], bench.budget.minimize):
-            tried.extend(_try(plan, bench, len(tried)))
+            tried.extend(_try(plan, bench, tried))
     except KeyboardInterrupt:
         bench.say("interrupted: going on with the best so far")
-        return tried, True
-    return tried, False
+        return tried, "interrupt"
+    except TimeUp:
+        bench.say("the time is up: going on with the best so far")
+        return tried, "time limit"
+    return tried, ""
 
 
 def verify_best(bench: Bench, tried: list[Trial]) -> Outcome:
@@ -143,33 +156,57 @@ def _original(bench: Bench) -> Trial:
     return Trial(Candidate(Plan(ORIGINAL), facts, met, seconds=perf_counter() - begin))
 
 
-def _try(plan: Plan, bench: Bench, index: int) -> Iterator[Trial]:
-    """Make a candidate and send it through the gate; its failure is recorded, not raised.
+def _try(plan: Plan, bench: Bench, tried: list[Trial]) -> Iterator[Trial]:
+    """Make a candidate and send it through the gate, or recall what a killed run found of it.
 
-    Gives nothing if the plan finds nothing to change, or ends in the same graph as one before it.
+    A failure is recorded, not raised. Gives nothing for the original, for a plan that finds nothing to change, and for
+    one that ends in the same file as one before it.
+
+    Raises:
+        TimeUp: another candidate like the longest so far would end after the deadline.
     """
-    begin = perf_counter()
-    path = bench.work / f"{index}.onnx"
+    if plan.name == ORIGINAL:
+        return
+    entry = bench.journal.recall(plan)
+    if entry is None:
+        if perf_counter() + max(trial.candidate.seconds for trial in tried) > bench.deadline:
+            raise TimeUp
+        entry = _measure(plan, bench)
+        if entry is None:
+            return
+        bench.journal.add(entry)
+    if entry.sha256:
+        bench.finished.add(entry.sha256)
+    candidate = entry.candidate
+    if candidate.facts is None:
+        bench.say(f"{plan.name}: {candidate.error}")
+        yield Trial(candidate)
+        return
+    met = meets(candidate.facts.accuracy, bench.budget)  # a resumed run may have another floor
+    bench.say(_line(plan.name, candidate.facts, met))
+    candidate = msgspec.structs.replace(candidate, met=met)
+    yield Trial(candidate, bench.journal.file_of(plan), entry.stores)
+
+
+def _measure(plan: Plan, bench: Bench) -> Entry | None:
+    """A new candidate through the gate; None if there is nothing new about it."""
+    begin, path = perf_counter(), bench.journal.file_of(plan)
     try:
         applied = run_plan(plan, bench.model, bench.evidence, bench.memo)
         if not applied.modified:
-            return
+            return None
         save(applied.model, path)
         digest = sha256(path)
         if digest in bench.finished:
-            return
-        bench.finished.add(digest)
+            return None
         facts = judge(path, bench.select, bench.metric, applied.stores, TRIAL_S)
     except OutputError:  # a full disk would end every other candidate too, and is the person's to mend
         raise
     except Exception as error:  # whatever one candidate meets, the others deserve their turn
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        bench.say(f"{plan.name}: {reason}")
-        yield Trial(Candidate(plan, error=reason, seconds=perf_counter() - begin))
-        return
-    met = meets(facts.accuracy, bench.budget)
-    bench.say(_line(plan.name, facts, met))
-    yield Trial(Candidate(plan, facts, met, "", perf_counter() - begin, applied.notes), path, applied.stores)
+        return Entry(Candidate(plan, error=reason, seconds=perf_counter() - begin))
+    seconds = perf_counter() - begin
+    return Entry(Candidate(plan, facts, False, "", seconds, applied.notes), digest, applied.stores)
 
 
 def _line(name: str, facts: Facts, met: bool) -> str:

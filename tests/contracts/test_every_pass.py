@@ -167,6 +167,35 @@ def ragged() -> tuple[Graph, Samples]:
     )
 
 
+def heads() -> tuple[Graph, Samples]:
+    """Attention with four heads, a free length and a mask that is smaller than the scores."""
+    graph = Graph(
+        """heads (float[N,T,16] x, float[N,1,1,T] mask) => (float[N,T,16] y)
+            <int64[4] split = {0,0,4,4}, int64[3] merge = {0,0,16}> {
+            q0 = MatMul(x, wq)
+            q1 = Reshape(q0, split)
+            q = Transpose<perm=[0,2,1,3]>(q1)
+            k0 = MatMul(x, wk)
+            k1 = Reshape(k0, split)
+            k = Transpose<perm=[0,2,3,1]>(k1)
+            v0 = MatMul(x, wv)
+            v1 = Reshape(v0, split)
+            v = Transpose<perm=[0,2,1,3]>(v1)
+            s = MatMul(q, k)
+            t = Div(s, factor)
+            u = Add(t, mask)
+            p = Softmax<axis=-1>(u)
+            o = MatMul(p, v)
+            r = Transpose<perm=[0,2,1,3]>(o)
+            z = Reshape(r, merge)
+            y = MatMul(z, wo)
+        }""",
+        **dict.fromkeys(("wq", "wk", "wv", "wo"), (16, 16)),
+        factor=np.array(2, np.float32),
+    )
+    return graph, samples_from_arrays({"x": normal(6, 16), "mask": normal(1, 1, 6)})
+
+
 def branches() -> tuple[Graph, Samples]:
     """An If whose branches read weights and values of the main graph."""
     graph = Graph(
@@ -222,7 +251,7 @@ def constants() -> tuple[Graph, Samples]:
 
 
 GALLERY: dict[str, Callable[[], tuple[Graph, Samples]]] = {
-    build.__name__: build for build in (residual, depthwise, mlp, attention, ragged, branches, tied, constants)
+    build.__name__: build for build in (residual, depthwise, mlp, attention, heads, ragged, branches, tied, constants)
 }
 
 

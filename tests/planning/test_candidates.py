@@ -24,6 +24,7 @@ def runtime(**changes: Any) -> ModuleType:
         "INTEGER_PRODUCTS": ("Gemm",),
         "FAST_DYNAMIC": True,
         "SLOW_FUSIONS": (),
+        "FAST_FORMS": (),
     }
     for name, value in {**constants, **changes}.items():
         setattr(fake, name, value)

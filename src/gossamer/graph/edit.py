@@ -82,11 +82,12 @@ def add_node(
     dtype: ir.DataType,
     shape: ir.Shape | None,
     attributes: Mapping[str, int] = NO_ATTRIBUTES,
+    domain: str = "",
 ) -> ir.Value:
     """Insert a node with one output in front of another node; the name is made unique, the node is named after it."""
     graph = graph_of(before)
     output_name = fresh_name(graph, output_name)
-    node = ir.node(op_type, inputs, attributes, name=f"{output_name}/{op_type}")
+    node = ir.node(op_type, inputs, attributes, domain=domain, name=f"{output_name}/{op_type}")
     output = node.outputs[0]
     output.name, output.dtype, output.shape = output_name, dtype, shape
     graph.insert_before(before, node)

@@ -75,6 +75,12 @@ def propose(model: Model, runtime: ModuleType, minimize: Minimize) -> tuple[Plan
                 plans.append(Plan(f"int8, {name} in float", (*clean, static, *tail)))
     if (found.products or found.tables) and runtime.FAST_DYNAMIC:
         plans.append(Plan("dynamic int8", (*clean, Step("quantize_dynamic"))))
+    if found.layer_norms:
+        plans.extend(
+            Plan(f"{plan.name}, {form}", _with_form(plan, clean, form))
+            for plan in plans[1:]
+            for form in runtime.FAST_FORMS
+        )
     if found.products and not found.convolutions:
         config = {"activation": runtime.ACTIVATION, "operators": list(runtime.INTEGER_PRODUCTS)}
         static = Step("quantize_static", {**config, "ranges": "percentile"})
@@ -92,6 +98,11 @@ def prepare(found: Features, runtime: ModuleType) -> tuple[Step, ...]:
     """The function-preserving steps that every plan begins with."""
     slow = [Step(method) for method in runtime.SLOW_FUSIONS] if found.layer_norms else []
     return (Step("fold_constants"), Step("fold_batchnorm"), *slow)
+
+
+def _with_form(plan: Plan, clean: tuple[Step, ...], form: str) -> tuple[Step, ...]:
+    """A plan's steps with one more that preserves the function, behind the others that do."""
+    return (*clean, Step(form), *plan.steps[len(clean) :])
 
 
 def _with_float16_rest(plans: Iterable[Plan]) -> list[Plan]:

@@ -117,3 +117,4 @@ INTEGER_OPERATORS = ("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "GlobalAv
 INTEGER_PRODUCTS = ("Gemm", "MatMul")  # give float out for free, so they can be alone in a float graph
 FAST_DYNAMIC = True  # DynamicQuantizeLinear and MatMulInteger are fused
 SLOW_FUSIONS = ("split_skip_layernorm",)  # passes that keep the runtime from a fusion that loses time
+FAST_FORMS = ("fuse_attention",)  # passes that write a pattern as one operator, faster but only in recent versions

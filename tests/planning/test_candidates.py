@@ -76,7 +76,10 @@ def test_network_of_convolutions() -> None:
 
 def test_encoder_tries_dynamic_before_static() -> None:
     plans = by_name(propose(encoder(), onnxruntime, "latency"))
-    assert list(plans) == [ORIGINAL, "float", "dynamic int8", "int8 products"]
+    base = ["float", "dynamic int8", "int8 products"]
+    assert list(plans) == [ORIGINAL, *base, *(f"{name}, fuse attention" for name in base)]
+    fused = [step.method for step in plans["dynamic int8, fuse attention"].steps]
+    assert fused.index("split_skip_layernorm") < fused.index("fuse_attention") < fused.index("quantize_dynamic")
     assert [s.method for s in plans["float"].steps] == ["fold_constants", "fold_batchnorm", "split_skip_layernorm"]
     assert step(plans["int8 products"], "quantize_static").config["operators"] == ["Gemm", "MatMul"]
 

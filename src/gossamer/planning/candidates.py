@@ -63,35 +63,19 @@ def propose(model: Model, runtime: ModuleType, minimize: Minimize) -> tuple[Plan
     """The first round: the original, float made clean, and every integer layout the runtime gains from."""
     found = features(model)
     clean = prepare(found, runtime)
-    plans = [Plan(ORIGINAL), Plan("float", clean)]
+    plans = [Plan("float", clean)]
     if found.convolutions:
-        config = {"activation": runtime.ACTIVATION, "operators": list(runtime.INTEGER_OPERATORS)}
-        tail = (Step("correct_bias"),)
-        plans.append(Plan("int8", (*clean, Step("quantize_static", config), *tail)))
-        for name, skipped in (("stem", found.narrow_stems), ("first block", found.first_blocks)):
-            if 0 < len(skipped) < found.convolutions:
-                scope = Scope(skip=tuple(escape(node) for node in skipped))  # a scope holds patterns
-                static = Step("quantize_static", config, scope)
-                plans.append(Plan(f"int8, {name} in float", (*clean, static, *tail)))
+        plans += _with_convolutions(found, clean, runtime)
     if (found.products or found.tables) and runtime.FAST_DYNAMIC:
         plans.append(Plan("dynamic int8", (*clean, Step("quantize_dynamic"))))
-    if found.layer_norms:
-        plans.extend(
-            Plan(f"{plan.name}, {form}", _with_form(plan, clean, form))
-            for plan in plans[1:]
-            for form in runtime.FAST_FORMS
-        )
     if found.products and not found.convolutions:
-        config = {"activation": runtime.ACTIVATION, "operators": list(runtime.INTEGER_PRODUCTS)}
-        static = Step("quantize_static", {**config, "ranges": "percentile"})
-        tables = (
-            (Step("quantize_dynamic"),) if found.tables and runtime.FAST_DYNAMIC else ()
-        )  # all that is left to it are the tables
-        plans.append(Plan("int8 products", (*clean, static, Step("correct_bias"), *tables)))
+        plans.append(_with_products(found, clean, runtime))
+    if found.layer_norms:
+        plans += [_with_form(plan, clean, form) for plan in plans for form in runtime.FAST_FORMS]
     if minimize == "size":
         plans.append(Plan("float16", (*clean, Step("store_float16"))))
-        plans.extend(_with_float16_rest(plans))
-    return tuple(plans)
+        plans += _with_float16_rest(plans)
+    return (Plan(ORIGINAL), *plans)
 
 
 def prepare(found: Features, runtime: ModuleType) -> tuple[Step, ...]:
@@ -100,9 +84,28 @@ def prepare(found: Features, runtime: ModuleType) -> tuple[Step, ...]:
     return (Step("fold_constants"), Step("fold_batchnorm"), *slow)
 
 
-def _with_form(plan: Plan, clean: tuple[Step, ...], form: str) -> tuple[Step, ...]:
-    """A plan's steps with one more that preserves the function, behind the others that do."""
-    return (*clean, Step(form), *plan.steps[len(clean) :])
+def _with_convolutions(found: Features, clean: tuple[Step, ...], runtime: ModuleType) -> list[Plan]:
+    """All in integers, and with the first layers left in float."""
+    config = {"activation": runtime.ACTIVATION, "operators": list(runtime.INTEGER_OPERATORS)}
+    plans = [Plan("int8", (*clean, Step("quantize_static", config), Step("correct_bias")))]
+    for name, skipped in (("stem", found.narrow_stems), ("first block", found.first_blocks)):
+        if 0 < len(skipped) < found.convolutions:
+            scope = Scope(skip=tuple(escape(node) for node in skipped))  # a scope holds patterns
+            steps = (Step("quantize_static", config, scope), Step("correct_bias"))
+            plans.append(Plan(f"int8, {name} in float", (*clean, *steps)))
+    return plans
+
+
+def _with_products(found: Features, clean: tuple[Step, ...], runtime: ModuleType) -> Plan:
+    """The matrix products of a net without convolutions, static; the dynamic pass is left with the tables alone."""
+    config = {"activation": runtime.ACTIVATION, "operators": list(runtime.INTEGER_PRODUCTS), "ranges": "percentile"}
+    tables = (Step("quantize_dynamic"),) if found.tables and runtime.FAST_DYNAMIC else ()
+    return Plan("int8 products", (*clean, Step("quantize_static", config), Step("correct_bias"), *tables))
+
+
+def _with_form(plan: Plan, clean: tuple[Step, ...], form: str) -> Plan:
+    """A plan with one more step that preserves the function, behind the others that do."""
+    return Plan(f"{plan.name}, {form.replace('_', ' ')}", (*clean, Step(form), *plan.steps[len(clean) :]))
 
 
 def _with_float16_rest(plans: Iterable[Plan]) -> list[Plan]:

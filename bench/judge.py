@@ -22,8 +22,15 @@ FLOAT_PRODUCTS = frozenset(
     ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Attention", "MultiHeadAttention")
 )
 INTEGER_PRODUCTS = frozenset(
-    ("QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul")
-    + ("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
+    [
+        "QLinearConv",
+        "ConvInteger",
+        "QGemm",
+        "QLinearMatMul",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul",
+    ]
 )
 
 

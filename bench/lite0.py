@@ -29,6 +29,7 @@ import stamps
 from gossamer.gate import baseline, open_original
 from gossamer.intake.normalise import normalise
 from gossamer.intake.onnx_file import read
+from gossamer.journal import Journal
 from gossamer.measuring.evidence import Evidence
 from gossamer.measuring.quality import Metric
 from gossamer.nouns.budget import Budget
@@ -96,7 +97,8 @@ def ours(original: Path, folder: Path, calibrate: Samples, select: Samples) -> d
     work.mkdir()
     before = baseline(open_original(original, 1), original, select, metric)
     evidence = Evidence(calibrate)
-    bench = Bench(normalise(read(original)), original, work, metric, FLOOR, before, select, evidence, say=tell)
+    journal = Journal(work)
+    bench = Bench(normalise(read(original)), original, journal, metric, FLOOR, before, select, evidence, say=tell)
     trials, _ = try_all(bench)
     chosen = rank([trial.candidate for trial in trials], FLOOR)[0].plan.name
     found = {trial.candidate.plan.name: trial.path for trial in trials if trial.path is not None}

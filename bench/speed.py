@@ -86,9 +86,10 @@ def print_limit(pair: dict[str, Path], feeds: dict[str, np.ndarray]) -> None:
     integer = judge.spent_ms(after, judge.INTEGER_PRODUCTS)
     real = judge.spent_ms(after, judge.FLOAT_PRODUCTS)
     print(
-        f"\nProducts and convolutions: {products:.1f} of {total:.1f} ms in float; in the result {integer:.1f} of {left:.1f} "
-        f"ms in integers ({integer / left:.0%}) and {real:.1f} in float ({real / left:.0%}), {products / (integer + real):.2f}x "
-        f"faster together. Were all else free, the whole would be {total / (integer + real):.2f}x faster."
+        f"\nProducts and convolutions: {products:.1f} of {total:.1f} ms in float; in the result {integer:.1f} of "
+        f"{left:.1f} ms in integers ({integer / left:.0%}) and {real:.1f} in float ({real / left:.0%}), "
+        f"{products / (integer + real):.2f}x faster together. Were all else free, the whole would be "
+        f"{total / (integer + real):.2f}x faster."
     )
     print("Result by operator, ms: " + ", ".join(f"{op} {ms:.2f}" for op, ms in list(after.items())[:8]) + "\n")
 

@@ -241,6 +241,25 @@ def test_activation_types_and_granularity() -> None:
             assert not array_of(model, "w1_zero_point").any()
 
 
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_small_filters_can_keep_their_sums_and_large_ones_are_rounded_as_ever(granularity: str) -> None:
+    model = parse(
+        "test (float[N,3,8,8] x) => (float[N,8,4,4] y) { a = Conv(x, w0)  y = Conv(a, w1) }",
+        w0=normal(6, 3, 3, 3, seed=2),
+        w1=normal(8, 6, 3, 3, seed=3),
+    )
+    feeds = {"x": normal(4, 3, 8, 8)}
+    nearest, kept = (
+        quantized(model, feeds, granularity=granularity, rounding=how).model for how in ("nearest", "sums")
+    )
+    scale = array_of(kept, "w0_scale").reshape(-1, 1)
+    real = normal(6, 3, 3, 3, seed=2).reshape(6, -1) / scale
+    rows = array_of(kept, "w0_quantized").reshape(6, -1)
+    assert (np.abs((rows - real).sum(axis=1)) <= 0.5 + 1e-3).all() and (np.abs(rows - real) < 1.001).all()
+    assert not np.array_equal(rows, array_of(nearest, "w0_quantized").reshape(6, -1))
+    np.testing.assert_array_equal(array_of(kept, "w1_quantized"), array_of(nearest, "w1_quantized"))
+
+
 def test_softmax_stays_in_float(tmp_path: Path) -> None:
     model = parse(
         """test (float[N,6,8] x) => (float[N,6,8] y) {
@@ -537,7 +556,7 @@ def test_dilated_average_stays_in_float() -> None:
 def test_unknown_options_and_operators() -> None:
     for config, text in (
         ({"granularity": "group"}, r"granularity|'group'"),
-        ({"bits": 4}, "bits.*its options are activation, symmetric, granularity, ranges, operators"),
+        ({"bits": 4}, "bits.*its options are activation, symmetric, granularity, ranges, rounding, operators"),
         ({"operators": ["Softmax"]}, r"operators \['Softmax'\]; allowed are Conv"),
     ):
         with pytest.raises(OptionError, match=text):

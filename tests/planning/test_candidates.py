@@ -89,7 +89,7 @@ def test_the_runtime_says_what_it_profits_from() -> None:
     for model in (cnn(), encoder()):
         assert not any(s.method == "quantize_dynamic" for plan in propose(model, slow, "latency") for s in plan.steps)
     config = step(by_name(propose(cnn(), slow, "latency"))["int8"], "quantize_static").config
-    assert config == {"activation": "int8", "operators": ["Conv"]}
+    assert config == {"activation": "int8", "operators": ["Conv"], "rounding": "sums"}
     plans = by_name(propose(encoder(), slow, "latency"))
     assert step(plans["int8 products"], "quantize_static").config["operators"] == ["Gemm"]
     assert [s.method for s in plans["float"].steps] == ["fold_constants", "fold_batchnorm"]

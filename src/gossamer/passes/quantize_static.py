@@ -24,6 +24,7 @@ from gossamer.arith.affine import (
     weight_scales,
 )
 from gossamer.arith.clipping import Estimator, clip_range, needs_histogram
+from gossamer.arith.rounding import keep_sums
 from gossamer.errors import CandidateError, OptionError
 from gossamer.graph.edit import add_initializer, constant, drop_unused, take_over
 from gossamer.graph.layers import Layer, bias_array, check_finite
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 PRESERVES_FUNCTION = False
 NEEDS_SAMPLES = True
 STORES: tuple[str, ...] = ("INT8",)
+SMALL_FILTER = 49  # weights; the errors of larger filters hardly add up, and measured no gain
 BIAS_LIMIT = 2**30  # half of int32: the products are added to the bias, and must not overflow it
 
 # Softmax is left out on purpose: its integer kernel is slower than the float one and ruins attention.
@@ -53,6 +55,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         symmetric: zero point in the middle of the activation type instead of wherever the range asks for.
         granularity: one weight scale an output channel, or one a tensor.
         ranges: how a range is chosen from what was observed.
+        rounding: each weight to its nearest integer, or in small filters so that the sum of the weights stays.
         operators: which operators run in integers.
     """
 
@@ -60,6 +63,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     symmetric: bool = False
     granularity: Literal["channel", "tensor"] = "channel"
     ranges: Estimator = "minmax"
+    rounding: Literal["nearest", "sums"] = "nearest"
     operators: tuple[str, ...] = OPERATORS
 
 
@@ -173,12 +177,22 @@ def _store_weight(graph: ir.Graph, layer: Layer, pair: Pair, config: Config) -> 
     input_scale = np.asarray(constant(pair.scale))
     scale = _scale_with_room(w, axis, bias_O, input_scale)
     integers = quantize(w, scale, np.zeros(scale.shape, np.int8), axis)
+    if config.rounding == "sums" and w.size <= SMALL_FILTER * layer.channels:
+        integers = _with_sums(integers, w, scale, layer.channel_axis)
     node.replace_input_with(1, dequantized(node, layer.weight.name or "weight", integers, scale, axis))
     if layer.bias is not None:
         bias_scale = np.asarray(input_scale * scale, np.float32)
         name = f"{layer.bias.name}/{node.name}"  # scaled by this node's input, so it is this node's own
         bias_axis = None if axis is None else 0
         node.replace_input_with(2, dequantized(node, name, quantize_bias(bias_O, bias_scale), bias_scale, bias_axis))
+
+
+def _with_sums(integers: np.ndarray, w: np.ndarray, scale: np.ndarray, axis: int) -> np.ndarray:
+    """The integers with each output channel's sum kept."""
+    by_channel = np.moveaxis(w, axis, 0)
+    real_OK = by_channel.reshape(len(by_channel), -1).astype(np.float64) / scale.reshape(-1, 1)
+    kept_OK = keep_sums(np.moveaxis(integers, axis, 0).reshape(real_OK.shape), real_OK)
+    return np.moveaxis(kept_OK.reshape(by_channel.shape), 0, axis)
 
 
 def _scale_with_room(w: np.ndarray, axis: int | None, bias_O: np.ndarray, input_scale: np.ndarray) -> np.ndarray:

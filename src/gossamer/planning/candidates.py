@@ -86,7 +86,7 @@ def prepare(found: Features, runtime: ModuleType) -> tuple[Step, ...]:
 
 def _with_convolutions(found: Features, clean: tuple[Step, ...], runtime: ModuleType) -> list[Plan]:
     """All in integers, and with the first layers left in float."""
-    config = {"activation": runtime.ACTIVATION, "operators": list(runtime.INTEGER_OPERATORS)}
+    config = {"activation": runtime.ACTIVATION, "operators": list(runtime.INTEGER_OPERATORS), "rounding": "sums"}
     plans = [Plan("int8", (*clean, Step("quantize_static", config), Step("correct_bias")))]
     for name, skipped in (("stem", found.narrow_stems), ("first block", found.first_blocks)):
         if 0 < len(skipped) < found.convolutions:

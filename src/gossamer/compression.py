@@ -15,19 +15,21 @@ import numpy as np
 
 import gossamer
 from gossamer.delivery import deliver, seen_from, writable_folder
-from gossamer.gate import baseline, judge, meets, open_original
+from gossamer.errors import GossamerError
+from gossamer.gate import Baseline, baseline, judge, meets, open_original
 from gossamer.intake.binding import bind, cast_notes
 from gossamer.intake.normalise import normalise
 from gossamer.intake.onnx_file import read
 from gossamer.intake.samples import DataOptions, read_samples
 from gossamer.intake.splits import split
 from gossamer.journal import Run, open_journal, workshop
+from gossamer.measuring.energy import energy
 from gossamer.measuring.evidence import Evidence
 from gossamer.measuring.layer_error import layer_errors
 from gossamer.measuring.machine import describe, peak_rss_bytes
 from gossamer.measuring.quality import choose_metric, preprocessing_warning
 from gossamer.nouns.budget import Budget
-from gossamer.nouns.facts import Facts
+from gossamer.nouns.facts import Energy, Facts
 from gossamer.nouns.model import Model, save, sha256, write_file
 from gossamer.nouns.plan import Calibration, Plan
 from gossamer.nouns.record import Comparison, Record, Split, Splits
@@ -153,12 +155,21 @@ def compress(
         machine=machine,
         warnings=tuple(filter(None, [advice, out_of_time, *outcome.warnings])),
         notes=(*prepared.notes, *cast_notes(unbound, session.inputs), *outcome.trial.candidate.notes),
+        energy=_energy(prepared, target, original, threads),
         interrupted=cut == "interrupt" or not outcome.verified,
         gossamer=gossamer.__version__,
     )
     write_file(folder / "record.json", record.to_json())
     write_report(record, folder / "report.html")
     return record
+
+
+def _energy(original: Model, result: Path, timed: Baseline, threads: int) -> Energy | None:
+    """Energy of one call, or None where it can neither be measured nor estimated."""
+    try:
+        return energy(original, read(result), timed.feeds, threads)
+    except GossamerError:
+        return None
 
 
 def plan(model: Any, budget: Budget | None = None) -> tuple[Plan, ...]:

@@ -67,3 +67,10 @@ def test_the_truest_is_varied_too_where_the_fastest_breaks_the_floor() -> None:
     broken = refine(cnn(), [tried(plans["int8"], 3.0, snr_db=19, met=False), stem])
     assert not any(plan.name.startswith("int8, stem") for plan in kept)
     assert len(broken) == 2 * len(kept)
+
+
+def test_encoders_are_smoothed_in_front_of_the_quantizers() -> None:
+    plans = by_name(propose(encoder(), onnxruntime, "latency"))
+    smoothed = by_name(refine(encoder(), [tried(plans["int8 products"], 2.0)]))["int8 products, smoothed"]
+    methods = [step.method for step in smoothed.steps]
+    assert methods.index("smooth_activations") == methods.index("quantize_static") - 1

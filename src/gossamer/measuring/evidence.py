@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from gossamer.arith.histogram import Observed
+from gossamer.measuring.channels import channel_peaks
 from gossamer.measuring.ranges import observe
 from gossamer.nouns.model import Model
 from gossamer.nouns.samples import Samples
@@ -23,6 +26,7 @@ class Evidence:
         self.threads = threads
         # by identity: graphs are not hashable by content. The model is kept, so its id is not given to another.
         self._ranges: dict[int, tuple[Model, dict[str, Observed]]] = {}
+        self._peaks: dict[int, tuple[Model, dict[str, np.ndarray]]] = {}
 
     def ranges(self, model: Model, names: Sequence[str], histogram: bool) -> dict[str, Observed]:
         """What `observe` says of these tensors; only those not seen yet, or seen without histogram, cost a pass.
@@ -34,4 +38,16 @@ class Evidence:
         missing = [n for n in names if n not in known or (histogram and known[n].counts is None)]
         if missing:
             known.update(observe(model, missing, self.samples, histogram, self.threads))
+        return {name: known[name] for name in names}
+
+    def channel_peaks(self, model: Model, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """The largest magnitude of every channel of these tensors, float64 (C,); see `channels.channel_peaks`.
+
+        Raises:
+            ModelError, DataError, CandidateError: see there.
+        """
+        _, known = self._peaks.setdefault(id(model), (model, {}))
+        missing = [name for name in names if name not in known]
+        if missing:
+            known.update(channel_peaks(model, missing, self.samples, self.threads))
         return {name: known[name] for name in names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,24 @@ class Latency:
     high: float
     threads: int
     runtime: str
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Energy of one call, original and result.
+
+    Attributes:
+        original_mj, result_mj: in millijoules.
+        ratio: original / result (above 1 is less energy).
+        method: "rapl", measured by the processor's own counters, or "estimate", from operations and memory traffic.
+        source: which counters, or which table under which assumptions, in plain words.
+    """
+
+    original_mj: float
+    result_mj: float
+    ratio: float
+    method: Literal["rapl", "estimate"]
+    source: str
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import builtins
 
 import msgspec
 
-from gossamer.nouns.facts import Accuracy, Bytes, Facts, Latency, LayerError
+from gossamer.nouns.facts import Accuracy, Bytes, Energy, Facts, Latency, LayerError
 from gossamer.nouns.plan import Plan
 
 
@@ -55,7 +55,7 @@ class Machine(msgspec.Struct, frozen=True):
 class Record(msgspec.Struct, frozen=True):
     """Everything measured in one `compress`.
 
-    The first block keeps the words that every command's `--json` uses.
+    The first block keeps the words that every command's `--json` uses. `energy` is None where a shape is unknown.
     """
 
     met: bool
@@ -78,6 +78,7 @@ class Record(msgspec.Struct, frozen=True):
     splits: Splits
     candidates: tuple[Candidate, ...]
     machine: Machine
+    energy: Energy | None = None
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     interrupted: bool = False

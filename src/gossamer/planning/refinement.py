@@ -24,19 +24,22 @@ def refine(model: Model, tried: Sequence[Candidate], minimize: Minimize = "laten
     static = [c for c in tried if c.facts and any(step.method == "quantize_static" for step in c.plan.steps)]
     if not static:
         return ()
-    depthwise = features(model).depthwise
+    found = features(model)
     best = leader(static, minimize)
     truest = max(static, key=lambda candidate: candidate.facts.accuracy.snr_db if candidate.facts else 0.0)
     bases = [best] if best.met or truest is best else [best, truest]
-    return tuple(plan for base in bases for plan in _variations(base.plan, depthwise))
+    return tuple(plan for base in bases for plan in _variations(base.plan, found.depthwise, found.layer_norms > 0))
 
 
-def _variations(plan: Plan, depthwise: bool) -> list[Plan]:
+def _variations(plan: Plan, depthwise: bool, layer_norms: bool) -> list[Plan]:
     step = next(step for step in plan.steps if step.method == "quantize_static")
     others = [ranges for ranges in RANGES if ranges != step.config.get("ranges", "minmax")]
     plans = [_variation(plan, ranges, False) for ranges in others]
     if depthwise:
         plans.extend(_variation(plan, ranges, True) for ranges in (None, "l2"))
+    if layer_norms:  # outlier channels behind a normalization are what ruins static ranges
+        at = plan.steps.index(step)
+        plans.append(Plan(f"{plan.name}, smoothed", (*plan.steps[:at], Step("smooth_activations"), *plan.steps[at:])))
     without = tuple(step for step in plan.steps if step.method != "correct_bias")
     if without != plan.steps:
         plans.append(Plan(f"{plan.name}, biases as they were", without))

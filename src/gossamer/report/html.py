@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from gossamer.nouns.facts import Energy
 from gossamer.nouns.model import write_file
 from gossamer.nouns.record import Candidate, Record
 from gossamer.report import words
@@ -101,6 +102,22 @@ def _rows(record: Record) -> list[dict[str, Any]]:
             "change": words.drop_words(accuracy),
             "detail": f"95 % interval of the drop: {words.interval_text(accuracy)}; {accuracy.n:,} samples{ratio_db}",
         },
+        *_energy_rows(record.energy),
+    ]
+
+
+def _energy_rows(energy: Energy | None) -> list[dict[str, Any]]:
+    if energy is None:
+        return []
+    return [
+        {
+            "name": "Energy of one call",
+            "original": words.energy_text(energy.original_mj),
+            "result": words.energy_text(energy.result_mj),
+            "bars": _bars(energy.original_mj, energy.result_mj),
+            "change": words.energy_words(energy),
+            "detail": energy.source,
+        }
     ]
 
 

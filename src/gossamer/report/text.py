@@ -28,7 +28,11 @@ def print_record(record: Record, console: Console) -> None:
     if record.interrupted:
         _line(console, "The run was interrupted: this is the best so far.", "yellow")
     console.print()
-    console.print(_before_after(record.accuracy, record.bytes, record.latency_ms, ("original", "result")))
+    table = _before_after(record.accuracy, record.bytes, record.latency_ms, ("original", "result"))
+    if record.energy is not None:
+        spent = (words.energy_text(record.energy.original_mj), words.energy_text(record.energy.result_mj))
+        table.add_row("energy", *spent, words.energy_words(record.energy))
+    console.print(table)
     _line(console, _conditions(record.accuracy, record.latency_ms, record.machine.processor), "dim")
     if not record.labelled:
         _line(console, words.metric_words(record.accuracy, record.labelled), "dim")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from gossamer.nouns.facts import Accuracy, Bytes, Latency
+from gossamer.nouns.facts import Accuracy, Bytes, Energy, Latency
 from gossamer.nouns.plan import Plan, Scope, Step
 from gossamer.nouns.record import Record
 
@@ -186,3 +186,14 @@ def _value_words(value: object) -> str:
 def _scope_words(scope: Scope) -> str:
     only = f" on {', '.join(scope.only)}" if scope.only else ""
     return f"{only}, leaving out {', '.join(scope.skip)}" if scope.skip else only
+
+
+def energy_text(energy_mj: float) -> str:
+    """Millijoules with three digits that count."""
+    return f"{energy_mj:.3g} mJ"
+
+
+def energy_words(energy: Energy) -> str:
+    """How much less energy, and whether that is measured."""
+    change = "the same" if 1 / SAME < energy.ratio < SAME else f"{energy.ratio:.2f}× less"
+    return f"{change} (estimate)" if energy.method == "estimate" else change

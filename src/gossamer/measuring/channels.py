@@ -1,0 +1,82 @@
+"""The largest magnitude of every channel of some activations: one streaming pass over the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gossamer.errors import CandidateError, DataError, ModelError
+from gossamer.measuring.batches import reason
+from gossamer.nouns.model import Model
+from gossamer.nouns.samples import Samples
+from gossamer.runtimes.onnxruntime import Session, open_session
+
+
+def channel_peaks(model: Model, names: Sequence[str], samples: Samples, threads: int = 1) -> dict[str, np.ndarray]:
+    """max |x| over the samples and all axes but the last, which counts the channels.
+
+    Memory is O(one batch). How the samples fall into batches does not matter, nor does what pads the last of them:
+    that is a sample again.
+
+    Args:
+        names: float tensors: inputs of the graph or results of its nodes.
+
+    Returns:
+        name -> float64 (C,); empty for a tensor that no sample reached.
+
+    Raises:
+        ModelError: there is no such tensor, it does not hold floats, or its last axis changes its length.
+        DataError: a tensor held NaN or infinity; the text names it and the sample.
+        CandidateError: the runtime refuses the model, or fails on a sample.
+    """
+    inputs = {value.name for value in model.ir.graph.inputs}
+    fetched = [name for name in dict.fromkeys(names) if name not in inputs]
+    session = _open(model, fetched, threads)
+    peaks: dict[str, np.ndarray] = {name: np.zeros(0) for name in names}
+    done = 0
+    for batch in samples.batches(session.static_batch or 1):
+        try:
+            arrays = dict(zip(fetched, session.run(batch.feeds, fetched) if fetched else [], strict=True))
+        except Exception as error:  # onnxruntime raises a dozen unrelated types
+            raise CandidateError(f"onnxruntime fails on a calibration sample: {reason(error)}") from error
+        for name, known_C in peaks.items():
+            peak_C = _peaks(name, arrays[name] if name in arrays else batch.feeds[name])
+            if not np.isfinite(peak_C).all():
+                raise DataError(
+                    f"tensor {name!r} is NaN or infinite on sample {samples.rows[done]} of {samples.source}, or on one "
+                    "of the same batch; check that sample, the preprocessing and the model's weights"
+                )
+            if known_C.size and known_C.shape != peak_C.shape:
+                raise ModelError(
+                    f"tensor {name!r} has {known_C.size} channels on one sample and {peak_C.size} on another; "
+                    "only tensors whose last axis keeps its length have channels"
+                )
+            peaks[name] = np.maximum(known_C, peak_C) if known_C.size else peak_C
+        done += len(next(iter(batch.feeds.values())))
+    return peaks
+
+
+def _open(model: Model, names: Sequence[str], threads: int) -> Session:
+    """A session that gives these tensors as well."""
+    copy = model.clone()
+    made = {value.name: value for node in copy.ir.graph for value in node.outputs}
+    outputs = {value.name for value in copy.ir.graph.outputs}
+    for name in names:
+        if name not in made:
+            raise ModelError(
+                f"{model.name}: no node of the main graph computes {name!r}; only such tensors have channels"
+            )
+        if name not in outputs:
+            copy.ir.graph.outputs.append(made[name])
+    return open_session(copy, threads)
+
+
+def _peaks(name: str, array: np.ndarray) -> np.ndarray:
+    """max |x| over all axes but the last, (C,); NaN stays NaN."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or not array.ndim:
+        kind = f"{array.ndim} axes of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise ModelError(f"tensor {name!r} holds {kind}; only float tensors with at least one axis have channels")
+    rows = array.reshape(-1, array.shape[-1] if array.size else 0)
+    largest = np.maximum(rows.max(axis=0, initial=0), -rows.min(axis=0, initial=0))  # no copy of the tensor
+    return np.asarray(largest, np.float64)

@@ -37,11 +37,13 @@ class Result(NamedTuple):
         model: a new model, or the one given if nothing changed.
         modified: whether the graph differs from the one given.
         notes: findings for the record, in plain words.
+        stores: tensor types that the file must hold beyond the pass's `STORES`, where they depend on options.
     """
 
     model: Model
     modified: bool
     notes: tuple[str, ...] = ()
+    stores: tuple[str, ...] = ()
 
 
 class Pass(Protocol):
@@ -144,7 +146,7 @@ def run_plan(plan: Plan, model: Model, evidence: Evidence | None = None, memo: M
         done = (*done, step.key())
         if done not in memo:
             result = run(step, applied.model, evidence)
-            stores = find(step.method).STORES if result.modified else ()
+            stores = (*find(step.method).STORES, *result.stores) if result.modified else ()
             memo[done] = Applied(
                 result.model,
                 (*applied.notes, *result.notes),

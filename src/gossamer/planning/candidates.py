@@ -75,6 +75,7 @@ def propose(model: Model, runtime: ModuleType, minimize: Minimize) -> tuple[Plan
     if minimize == "size":
         plans.append(Plan("float16", (*clean, Step("store_float16"))))
         plans += _with_float16_rest(plans)
+        plans += _with_small_weights(clean)
     return (Plan(ORIGINAL), *plans)
 
 
@@ -106,6 +107,14 @@ def _with_products(found: Features, clean: tuple[Step, ...], runtime: ModuleType
 def _with_form(plan: Plan, clean: tuple[Step, ...], form: str) -> Plan:
     """A plan with one more step that preserves the function, behind the others that do."""
     return Plan(f"{plan.name}, {form.replace('_', ' ')}", (*clean, Step(form), *plan.steps[len(clean) :]))
+
+
+def _with_small_weights(clean: tuple[Step, ...]) -> list[Plan]:
+    """Weights stored small and computed with in float: the truest at their size."""
+    eight = Step("quantize_weights", {"bits": 8, "form": "cast"})
+    four = Step("quantize_weights", {"bits": 4, "granularity": 32, "scales": "mse"})
+    rest = Step("store_float16")
+    return [Plan("int8 weights", (*clean, eight, rest)), Plan("int4 weights", (*clean, four, eight, rest))]
 
 
 def _with_float16_rest(plans: Iterable[Plan]) -> list[Plan]:

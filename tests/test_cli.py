@@ -143,6 +143,30 @@ def test_apply_replays_what_compress_wrote(run: Run, good: tuple[Path, Path], tm
     assert (tmp_path / "again/model.onnx").read_bytes() == (tmp_path / "out/model.onnx").read_bytes()
 
 
+def test_what_a_person_s_own_metric_prints_does_not_spoil_the_json(
+    run: Run, good: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "noisy_metric.py").write_text(
+        "def right(outputs, labels):\n    print('hello')\n    return (outputs['logits'].argmax(1) == labels) * 1.0\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    model, samples = good
+    ended = run("compare", model, model, "--data", samples, "--metric", "noisy_metric:right", "--json")
+    assert json.loads(ended.out)["accuracy"]["metric"] == "noisy_metric:right"
+    assert "hello" in ended.err
+
+
+def test_apply_of_a_plan_that_changes_nothing_copies_the_model(
+    run: Run, good: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "plan.yaml").write_text("name: original\n")
+    assert run("apply", tmp_path / "plan.yaml", good[0], "-o", tmp_path / "out").status == 0
+    assert (tmp_path / "out/model.onnx").read_bytes() == good[0].read_bytes()
+    (tmp_path / "taken").write_text("")
+    ended = run("apply", tmp_path / "plan.yaml", good[0], "-o", tmp_path / "taken")
+    assert ended.status == 2 and ended.err.startswith("error: ") and "taken" in ended.err
+
+
 Spoil = Callable[[Path], tuple[Path, Path, list[object]]]
 
 
@@ -232,8 +256,12 @@ def file_as_folder(folder: Path) -> tuple[Path, Path, list[object]]:
     return net(folder / "net.onnx"), data(folder / "data.npz"), ["-o", folder / "taken"]
 
 
+def image_options_for_arrays(folder: Path) -> tuple[Path, Path, list[object]]:
+    return net(folder / "net.onnx"), data(folder / "data.npz"), ["--size", "16", "-o", folder / "out"]
+
+
 def bad_metric(folder: Path) -> tuple[Path, Path, list[object]]:
-    return net(folder / "net.onnx"), data(folder / "data.npz"), ["--metric", "f1"]
+    return net(folder / "net.onnx"), data(folder / "data.npz"), ["--metric", "f1", "-o", folder / "out"]
 
 
 def checkpoint(folder: Path) -> tuple[Path, Path, list[object]]:
@@ -257,6 +285,7 @@ BAD = {
     custom_operator: "Twist",
     file_as_folder: "taken",
     bad_metric: "f1",
+    image_options_for_arrays: "folder of images",
     checkpoint: "net.pt",
 }
 

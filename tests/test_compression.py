@@ -162,6 +162,7 @@ def test_a_choice_that_breaks_the_floor_on_verify_gives_way_to_the_next(
     record = gossamer.compress(demo / "original.onnx", demo / "data.npz", out=tmp_path)
     assert refused and record.met
     assert any("the next candidate was taken" in warning for warning in record.warnings)
+    assert "accuracy" in record.splits.optimistic  # its samples had a say in the choice
 
 
 def _dropped(facts: gossamer.Facts) -> object:
@@ -230,6 +231,41 @@ def test_lenet_is_left_in_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert replayed.path == tmp_path / "lenet.onnx"
     slower = [c.facts.latency_ms.ratio for c in record.candidates if c.facts and c.plan.name.startswith("int8")]
     assert slower and max(slower) < 1
+
+
+def test_a_model_with_external_data_that_is_left_alone_comes_out_whole(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    proto = onnx.load(lenet(tmp_path / "lenet.onnx"))
+    onnx.save(proto, tmp_path / "in/net.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    images = np.random.default_rng(1).standard_normal((40, 1, 28, 28)).astype(np.float32)
+    record = gossamer.compress(tmp_path / "in/net.onnx", images, gossamer.Budget(0.0), tmp_path / "out")
+    comparison = gossamer.measure(tmp_path / "in/net.onnx", tmp_path / "out/model.onnx", images)
+    assert comparison.accuracy.drop == record.accuracy.drop == 0
+    assert record.bytes.result == sum(
+        p.stat().st_size for p in (tmp_path / "out").iterdir() if p.suffix in (".onnx", ".bin")
+    )
+    if record.chosen == "original":
+        assert (tmp_path / "out/model.onnx").read_bytes() == (tmp_path / "in/net.onnx").read_bytes()
+
+
+def test_the_result_never_takes_the_place_of_its_own_original(tmp_path: Path) -> None:
+    model = lenet(tmp_path / "model.onnx")
+    before = model.read_bytes()
+    images = np.zeros((40, 1, 28, 28), np.float32)
+    with pytest.raises(gossamer.GossamerError, match="is the model that was given"):
+        gossamer.compress(model, images, out=tmp_path)
+    assert model.read_bytes() == before and list(tmp_path.iterdir()) == [model]
+
+
+@pytest.mark.parametrize("threads", [0, 100_000])
+def test_threads_that_the_machine_does_not_have_are_refused(threads: int, demo: Path, tmp_path: Path) -> None:
+    with pytest.raises(gossamer.GossamerError, match=f"threads is {threads}; allowed is 1 to"):
+        gossamer.compress(demo / "original.onnx", demo / "data.npz", out=tmp_path, threads=threads)
+
+
+def test_a_budget_that_is_none_is_refused(demo: Path, tmp_path: Path) -> None:
+    with pytest.raises(gossamer.GossamerError, match=r"give a gossamer\.Budget"):
+        gossamer.compress(demo / "original.onnx", demo / "data.npz", 0.01, tmp_path)  # type: ignore[arg-type]
 
 
 def test_a_plan_whose_samples_have_changed_is_refused(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -95,7 +95,7 @@ Metric = Annotated[
         show_default=False,
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the three splits: calibrate, select, verify.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the three splits: calibrate, select, verify.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of the runtime, while measuring too.")]
 Json = Annotated[
     bool, typer.Option("--json", help="One JSON object on standard output; progress goes to standard error.")
@@ -232,10 +232,20 @@ def apply(
         import msgspec
 
         from gossamer import compression
-        from gossamer.nouns.model import save
+        from gossamer.delivery import check_not_input, deliver
+        from gossamer.nouns.model import save, size_bytes
+        from gossamer.replay import read_plan
 
         target = out / "model.onnx"
-        written = save(compression.apply(plan, model, data), target)
+        result = compression.apply(plan, model, data)
+        check_not_input(model, out)
+        if result.path is not None and not result.reference and not read_plan(plan).steps:
+            deliver(result.path, target)  # the plan says: leave it as it is
+        else:
+            save(result, target)
+        written = size_bytes(target)
+        for note in result.notes:
+            console.log_line(note)
         if json:
             console.give(msgspec.json.encode({"artifact": str(target), "bytes": {"result": written}}))
         else:
@@ -293,7 +303,8 @@ class Terminal:
     def __init__(self) -> None:
         from rich.console import Console
 
-        self.out: Console = Console()
+        self.stdout = sys.stdout
+        self.out: Console = Console(file=self.stdout)
         self.progress: Console = Console(stderr=True)
 
     def log_line(self, text: str) -> None:
@@ -302,7 +313,7 @@ class Terminal:
 
     def give(self, text: bytes) -> None:
         """The one JSON object."""
-        sys.stdout.write(text.decode().strip() + "\n")
+        self.stdout.write(text.decode().strip() + "\n")
 
     def finish(self, record: Record, json: bool) -> None:
         """Show a record and leave with its exit status."""
@@ -332,10 +343,15 @@ class Terminal:
 @contextmanager
 def reporting() -> Iterator[Terminal]:
     """Turn every error a person can mend into one line on standard error and exit status 2."""
+    terminal = Terminal()
     try:
-        yield Terminal()
+        with redirect_stdout(sys.stderr):  # a person's own metric or loader may print; ours goes through the terminal
+            yield terminal
     except GossamerError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        raise typer.Exit(BAD_INPUT) from None
+    except OSError as error:  # a disk or file that fails where nobody expected it
+        sys.stderr.write(f"error: {error.filename or 'the system'}: {error.strerror or error}\n")
         raise typer.Exit(BAD_INPUT) from None
     except KeyboardInterrupt:
         sys.stderr.write("interrupted before anything was ready\n")

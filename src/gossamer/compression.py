@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from math import inf
 from pathlib import Path
 from time import perf_counter
@@ -12,10 +13,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 import gossamer
-from gossamer.delivery import deliver, seen_from, writable_folder
-from gossamer.errors import GossamerError
+from gossamer.delivery import check_not_input, deliver, publish, seen_from, writable_folder
+from gossamer.errors import GossamerError, OptionError
 from gossamer.gate import Baseline, baseline, judge, meets, open_original
 from gossamer.intake.binding import bind, cast_notes
 from gossamer.intake.normalise import normalise
@@ -29,8 +31,8 @@ from gossamer.measuring.layer_error import layer_errors
 from gossamer.measuring.machine import describe, peak_rss_bytes
 from gossamer.measuring.quality import choose_metric, preprocessing_warning
 from gossamer.nouns.budget import Budget
-from gossamer.nouns.facts import Energy, Facts
-from gossamer.nouns.model import Model, save, sha256, write_file
+from gossamer.nouns.facts import Bytes, Energy, Facts
+from gossamer.nouns.model import Model, model_sha256, save, size_bytes, write_file
 from gossamer.nouns.plan import Calibration, Plan
 from gossamer.nouns.record import Comparison, Record, Split, Splits
 from gossamer.passes.contract import run_plan
@@ -38,7 +40,8 @@ from gossamer.planning.candidates import propose
 from gossamer.replay import evidence_from, read_plan, recorded_evidence
 from gossamer.report.html import write_report
 from gossamer.runtimes import onnxruntime as runtime
-from gossamer.trials import PROOF_S, Bench, Say, try_all, verify_best
+from gossamer.runtimes.onnxruntime import open_session
+from gossamer.trials import PROOF_S, Bench, Outcome, Say, Trial, try_all, verify_best
 
 LAYER_SAMPLES = 32  # that the noise of single layers is taken over
 
@@ -50,7 +53,7 @@ def silent(_: str) -> None:
 def compress(
     model: Any,
     data: Any,
-    budget: Budget | None = None,
+    budget: Budget = Budget(),  # noqa: B008  # frozen, so it can be shared
     out: str | Path = "out",
     data_options: DataOptions | None = None,
     metric: str | None = None,
@@ -79,89 +82,110 @@ def compress(
         InputError: the model, the data, an option or the folder cannot be used.
     """
     begin = perf_counter()
-    budget = budget or Budget()
-    folder = writable_folder(out)
+    if not isinstance(budget, Budget):
+        raise OptionError(f"budget is {budget!r}; give a gossamer.Budget, such as Budget(max_drop=0.01)")
+    source, folder = read(model), writable_folder(out)
+    check_not_input(source.path, folder)
     with workshop(folder) as work:
         say("reading the model and the data")
-        source = read(model)
-        path = source.path or work / "original.onnx"
-        if source.path is None:
-            save(source, path)
-        session = open_original(path, threads)
-        unbound = read_samples(data, data_options)
-        samples = bind(unbound, session.inputs)
-        rule = choose_metric(session, samples, metric)
-        calibrate, select, verify, optimistic = split(samples, seed)
-        prepared = normalise(source)
-        scoring = perf_counter()
-        original = baseline(session, path, select, rule)
-        reserve_s = PROOF_S + 2 * (perf_counter() - scoring) * len(verify) / len(select)  # what verifying will take
-
-        machine, original_sha256 = describe(), sha256(path)
-        parts = tuple(Split(len(part), part.digest()) for part in (calibrate, select, verify))
-        run = Run(original_sha256, parts[0].digest, parts[1].digest, rule.name, threads, machine.versions)
-        bench = Bench(
-            model=prepared,
-            path=path,
-            journal=open_journal(work, run),
-            metric=rule,
-            budget=budget,
-            select=original,
-            verify=verify,
-            evidence=Evidence(calibrate, threads),
-            say=say,
-            deadline=inf if budget.time_limit_s is None else begin + budget.time_limit_s - reserve_s,
-        )
+        bench = _set_up(source, data, budget, data_options, metric, seed, threads, work, say, begin)
         tried, cut = try_all(bench)
-        say("verifying the choice on samples that took no part in it")
+        say("verifying the choice")
         outcome = verify_best(bench, tried)
 
-        chosen, target = outcome.trial.candidate.plan, folder / "model.onnx"
-        deliver(outcome.trial.path or path, target)
+        staged, chosen = work / "result", outcome.trial.candidate.plan
+        deliver(outcome.trial.path or bench.path, staged / "model.onnx")
+        open_session(staged / "model.onnx", threads)  # the very file that is handed over, whichever it is
         if source.path is None:  # leave the file that the result was held against
-            deliver(path, folder / "original.onnx")
+            deliver(bench.path, staged / "original.onnx")
+        calibration = replace(bench.calibration, data=seen_from(folder, bench.calibration.data))
+        write_file(staged / "plan.yaml", replace(chosen, calibration=calibration).to_yaml().encode())
+        record = _record(bench, tried, cut, outcome, staged / "model.onnx", folder, begin)
+        write_file(staged / "record.json", record.to_json())
+        write_report(record, staged / "report.html")
+        publish(staged, folder)
+    return record
 
-    named = seen_from(folder, str(data)) if isinstance(data, (str, Path)) else ""
-    settings = msgspec.to_builtins(data_options) if data_options else {}
-    calibration = Calibration(named, settings, seed, threads, parts[0].digest)
-    write_file(folder / "plan.yaml", msgspec.structs.replace(chosen, calibration=calibration).to_yaml().encode())
-    advice = preprocessing_warning(original.scores)
+
+def _set_up(
+    source: Model,
+    data: Any,
+    budget: Budget,
+    options: DataOptions | None,
+    metric: str | None,
+    seed: int,
+    threads: int,
+    work: Path,
+    say: Say,
+    begin: float,
+) -> Bench:
+    """The original opened and scored, the samples bound to it and split, the model made ready for passes."""
+    path = source.path or work / "original.onnx"
+    if source.path is None:
+        save(source, path)
+    session = open_original(path, threads)
+    unbound = read_samples(data, options)
+    samples = bind(unbound, session.inputs)
+    rule = choose_metric(session, samples, metric)
+    calibrate, select, verify, optimistic = split(samples, seed)
+    prepared = normalise(source)
+    scoring = perf_counter()
+    original = baseline(session, path, select, rule)
+    reserve_s = PROOF_S + 2 * (perf_counter() - scoring) * len(verify) / len(select)  # what verifying will take
+    parts = tuple(Split(len(part), part.digest()) for part in (calibrate, select, verify))
+    run = Run(model_sha256(path), parts[0].digest, parts[1].digest, rule.name, threads, describe().versions)
+    named = str(data) if isinstance(data, (str, Path)) else ""
+    return Bench(
+        model=prepared,
+        path=path,
+        journal=open_journal(work, run),
+        metric=rule,
+        budget=budget,
+        select=original,
+        verify=verify,
+        evidence=Evidence(calibrate, threads),
+        splits=Splits(parts[0], parts[1], parts[2], seed, optimistic),
+        calibration=Calibration(named, msgspec.to_builtins(options or {}), seed, threads, parts[0].digest),
+        notes=(*prepared.notes, *cast_notes(unbound, session.inputs)),
+        say=say,
+        deadline=inf if budget.time_limit_s is None else begin + budget.time_limit_s - reserve_s,
+    )
+
+
+def _record(
+    bench: Bench, tried: list[Trial], cut: str, outcome: Outcome, artifact: Path, folder: Path, begin: float
+) -> Record:
+    """Everything that was measured. `artifact` is the file as it will be handed over, still in the workshop."""
+    facts, chosen = outcome.facts, outcome.trial.candidate
+    advice = preprocessing_warning(bench.select.scores)
     out_of_time = f"the time limit ended the search after {len(tried)} candidates" if cut == "time limit" else ""
-    record = Record(
-        met=meets(outcome.facts.accuracy, budget),
-        artifact=str(target),
-        accuracy=outcome.facts.accuracy,
-        bytes=outcome.facts.bytes,
-        latency_ms=outcome.facts.latency_ms,
+    flattered = () if outcome.unbiased else ("accuracy",)
+    return Record(
+        met=meets(facts.accuracy, bench.budget),
+        artifact=str(folder / "model.onnx"),
+        accuracy=facts.accuracy,
+        bytes=Bytes(facts.bytes.original, size_bytes(artifact)),
+        latency_ms=facts.latency_ms,
         seconds=perf_counter() - begin,
         peak_rss_bytes=peak_rss_bytes(),
-        max_drop=budget.max_drop,
-        minimize=budget.minimize,
-        confident=budget.confident,
-        chosen=chosen.name,
-        model=prepared.name,
-        data=samples.source,
-        original_sha256=original_sha256,
-        artifact_sha256=sha256(target),
-        labelled=samples.labels is not None,
-        splits=Splits(
-            calibrate=parts[0],
-            select=parts[1],
-            verify=parts[2],
-            seed=seed,
-            optimistic=optimistic if outcome.verified else ("accuracy", *optimistic),
-        ),
+        max_drop=bench.budget.max_drop,
+        minimize=bench.budget.minimize,
+        confident=bench.budget.confident,
+        chosen=chosen.plan.name,
+        model=bench.model.name,
+        data=bench.verify.source,
+        original_sha256=model_sha256(bench.path),
+        artifact_sha256=model_sha256(artifact),
+        labelled=bench.verify.labels is not None,
+        splits=replace(bench.splits, optimistic=tuple(dict.fromkeys((*flattered, *bench.splits.optimistic)))),
         candidates=tuple(trial.candidate for trial in tried),
-        machine=machine,
+        machine=describe(),
+        energy=_energy(bench.model, artifact, bench.select, bench.evidence.threads),
         warnings=tuple(filter(None, [advice, out_of_time, *outcome.warnings])),
-        notes=(*prepared.notes, *cast_notes(unbound, session.inputs), *outcome.trial.candidate.notes),
-        energy=_energy(prepared, target, original, threads),
+        notes=(*bench.notes, *chosen.notes),
         interrupted=cut == "interrupt" or not outcome.verified,
         gossamer=gossamer.__version__,
     )
-    write_file(folder / "record.json", record.to_json())
-    write_report(record, folder / "report.html")
-    return record
 
 
 def _energy(original: Model, result: Path, timed: Baseline, threads: int) -> Energy | None:
@@ -198,7 +222,8 @@ def apply(plan: Plan | str | Path, model: Any, data: Any = None, data_options: D
         evidence = evidence_from(data, data_options, plan, source)
     elif plan.calibration.data:
         evidence = recorded_evidence(plan, source, base)
-    return run_plan(plan, normalise(source), evidence).model
+    applied = run_plan(plan, normalise(source), evidence)
+    return dataclasses.replace(applied.model, notes=(*applied.model.notes, *applied.notes))
 
 
 def measure(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
-import onnx_ir as ir
-
-from gossamer.errors import OutputError
-from gossamer.nouns.model import Model, save, size_bytes, write_file
+from gossamer.errors import OptionError, OutputError
+from gossamer.intake.onnx_file import read
+from gossamer.nouns.model import files_of, save
 
 
 def writable_folder(out: str | Path) -> Path:
@@ -24,22 +25,69 @@ def writable_folder(out: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OutputError(f"cannot write into {folder}: {error.strerror or error}; choose another -o") from error
+        reason = "it is a file" if folder.is_file() else error.strerror or error
+        raise OutputError(f"cannot write into the folder {folder}: {reason}; choose another -o") from error
     return folder
 
 
+def check_not_input(source: Path | None, folder: Path) -> None:
+    """The result must not take the place of the model it was made from.
+
+    Raises:
+        OptionError: it would.
+    """
+    target = folder / "model.onnx"
+    if source is not None and target.exists() and source.resolve() == target.resolve():
+        raise OptionError(f"{target} is the model that was given, and the result would replace it; choose another -o")
+
+
 def deliver(source: Path, target: Path) -> None:
-    """Put an ONNX file under its final name, with what it needs beside it.
+    """Put an ONNX file under another name, with the weights it keeps beside it.
+
+    A person's own file comes through byte for byte, its external data under the names that the graph says. The external
+    data of a candidate of ours is named after the graph, so it is written anew.
 
     Raises:
         OutputError: no room, or the target cannot be written.
     """
-    if source.resolve() == target.resolve():
+    graph, *beside = files_of(source)
+    if [file.name for file in beside] == [f"{source.name}.data"] and source.name != target.name:
+        save(read(source), target)
         return
-    if size_bytes(source) == source.stat().st_size:
-        write_file(target, source.read_bytes())
-    else:  # the weights' file must be named after the new graph
-        save(Model(ir.load(source), source.name), target)
+    for file in beside:
+        copy = target.parent / file.relative_to(source.parent)
+        if copy.resolve() != file.resolve():
+            _copy(file, copy)
+    _copy(graph, target)
+
+
+def publish(staged: Path, folder: Path) -> None:
+    """Move every finished file into the folder: all are on its disk already, so none can fail for want of room.
+
+    Raises:
+        OutputError: a name is taken by a folder.
+    """
+    for file in sorted(path for path in staged.rglob("*") if path.is_file()):
+        target = folder / file.relative_to(staged)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+        except OSError as error:
+            raise OutputError(f"cannot write {target}: {error.strerror or error}; choose another -o") from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise OutputError(
+            f"cannot write {target}: {error.strerror or error}; free some space or choose another -o"
+        ) from error
 
 
 def seen_from(folder: Path, name: str) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from gossamer.errors import CandidateError, ModelError
+from gossamer.errors import CandidateError, ModelError, OptionError
 from gossamer.measuring.latency import compare_latency
+from gossamer.measuring.machine import available_cores
 from gossamer.measuring.quality import Metric, Scores, compare, score
 from gossamer.nouns.budget import Budget
 from gossamer.nouns.facts import Accuracy, Bytes, Facts
@@ -45,8 +46,11 @@ def open_original(path: Path, threads: int) -> Session:
     """Open the original.
 
     Raises:
+        OptionError: more threads than this process has processors, or fewer than one.
         ModelError: the runtime cannot run it.
     """
+    if not 1 <= threads <= available_cores():
+        raise OptionError(f"threads is {threads}; allowed is 1 to {available_cores()}, the processors of this machine")
     try:
         return open_session(path, threads)
     except CandidateError as error:

@@ -18,8 +18,8 @@ from gossamer.measuring.quality import Metric
 from gossamer.nouns.budget import Budget
 from gossamer.nouns.facts import Facts
 from gossamer.nouns.model import Model, save, sha256
-from gossamer.nouns.plan import Plan
-from gossamer.nouns.record import Candidate
+from gossamer.nouns.plan import Calibration, Plan
+from gossamer.nouns.record import Candidate, Splits
 from gossamer.nouns.samples import Samples
 from gossamer.passes.contract import Memo, run_plan
 from gossamer.planning.candidates import ORIGINAL, propose
@@ -50,6 +50,8 @@ class Bench:
         select: the original, opened and scored on the split that chooses.
         verify: the split that took no part in anything.
         evidence: statistics of the calibration split.
+        splits, calibration: for the record and for plan.yaml.
+        notes: what coming in changed.
         say: told of every candidate.
         memo: models by the steps that made them.
         finished: digests of the files that were sent through the gate, so that none is tried twice.
@@ -64,6 +66,9 @@ class Bench:
     select: Baseline
     verify: Samples
     evidence: Evidence
+    splits: Splits
+    calibration: Calibration
+    notes: tuple[str, ...]
     say: Say
     memo: Memo = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
@@ -81,11 +86,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The trial to return, its facts, and whether those are from the verify split."""
+    """The trial to return.
+
+    Attributes:
+        facts: its measurements, on the verify split if `verified`.
+        unbiased: the verify split turned down no other, so that it had no say in the choice.
+    """
 
     trial: Trial
     facts: Facts
     verified: bool = True
+    unbiased: bool = True
     warnings: tuple[str, ...] = ()
 
 
@@ -118,7 +129,7 @@ def verify_best(bench: Bench, tried: list[Trial]) -> Outcome:
         best = ranked[0]
         if best.candidate.facts is None:
             raise
-        return Outcome(best, best.candidate.facts, verified=False)
+        return Outcome(best, best.candidate.facts, verified=False, unbiased=False)
 
 
 def _first_that_holds(ranked: list[Trial], original: Baseline, bench: Bench) -> Outcome:
@@ -136,7 +147,7 @@ def _first_that_holds(ranked: list[Trial], original: Baseline, bench: Bench) -> 
             warnings.append(f"{name} passed the gate where it was chosen, but not on the verify split: {error}")
             continue
         if meets(facts.accuracy, bench.budget):
-            return Outcome(trial, facts, warnings=tuple(warnings))
+            return Outcome(trial, facts, unbiased=not warnings, warnings=tuple(warnings))
         verified.append(Outcome(trial, facts))
         if trial.candidate.met:
             warnings.append(
@@ -145,7 +156,7 @@ def _first_that_holds(ranked: list[Trial], original: Baseline, bench: Bench) -> 
             )
             bench.say(warnings[-1])
     best = min(verified, key=lambda outcome: outcome.facts.accuracy.drop)
-    return replace(best, warnings=tuple(warnings))
+    return replace(best, unbiased=len(ranked) < 2, warnings=tuple(warnings))
 
 
 def _original(bench: Bench) -> Trial:
@@ -212,4 +223,4 @@ def _measure(plan: Plan, bench: Bench) -> Entry | None:
 def _line(name: str, facts: Facts, met: bool) -> str:
     smaller = facts.bytes.original / facts.bytes.result
     told = f"{facts.latency_ms.ratio:.2f}x as fast, {smaller:.2f}x smaller, drop {facts.accuracy.drop:.4f}"
-    return f"{name}: {told}{'' if met else ', over the floor'}"
+    return f"{name}: {told}{'' if met else ', misses the floor'}"

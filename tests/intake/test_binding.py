@@ -87,11 +87,16 @@ def test_a_cast_keeps_the_values_or_is_refused(array: np.ndarray, want: str) -> 
 
 
 def test_casts_are_noted() -> None:
-    samples = read_samples({"pixels": np.zeros((2, 3), np.uint8)})
+    samples = read_samples({"arr_0": np.zeros((2, 3), np.uint8)})
     assert cast_notes(samples, {"x": (F4, ("N", 3))}) == (
-        "the data's 'pixels' feeds the model's input 'x'",
+        "the data's 'arr_0' feeds the model's input 'x'",
         "input 'x' is cast from uint8 to float32; whole numbers are not scaled on the way",
     )
+
+
+def test_a_name_that_is_not_the_model_s_is_refused_for_one_input_too() -> None:
+    with pytest.raises(DataError, match="the model takes 'x'; the data lacks 'x', has 'pixels'"):
+        bind(read_samples({"pixels": np.zeros((2, 3), np.float32)}), {"x": (F4, ("N", 3))})
 
 
 def test_integers_out_of_range() -> None:

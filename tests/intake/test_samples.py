@@ -369,7 +369,7 @@ def test_class_folders_by_name(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     samples = read_samples(tmp_path)
     assert samples.labels is not None and samples.labels.tolist() == [0, 0, 1, 1, 2, 2]
-    assert [path.parent.name for path in samples.columns["image"].paths][::2] == ["ant", "cat", "dog"]  # type: ignore[union-attr]
+    assert [path.parent.name for path in samples.columns["input_0"].paths][::2] == ["ant", "cat", "dog"]  # type: ignore[union-attr]
 
 
 def test_class_folders_by_number(tmp_path: Path) -> None:
@@ -385,8 +385,8 @@ def test_a_flat_folder_is_unlabelled(tmp_path: Path) -> None:
     samples = read_samples(str(tmp_path))
     assert samples.labels is None and len(samples) == 2
     ((feeds, _),) = samples.take(np.array([0])).batches(1)
-    np.testing.assert_allclose(feeds["image"][0, :, 0, 0], [1, 0, 0.2])
-    assert feeds["image"].shape == (1, 3, 6, 8) and feeds["image"].dtype == np.float32
+    np.testing.assert_allclose(feeds["input_0"][0, :, 0, 0], [1, 0, 0.2])
+    assert feeds["input_0"].shape == (1, 3, 6, 8) and feeds["input_0"].dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -405,7 +405,7 @@ def test_a_flat_folder_is_unlabelled(tmp_path: Path) -> None:
 )
 def test_options_of_pictures(tmp_path: Path, options: DataOptions, shape: tuple[int, ...], first: float) -> None:
     paint(tmp_path / "a.png")
-    image = read_samples(tmp_path, options).columns["image"][0]
+    image = read_samples(tmp_path, options).columns["input_0"][0]
     assert image.shape == shape and image.ravel()[0] == pytest.approx(first, abs=0.01)
     assert image.dtype == (np.uint8 if options == DataOptions(scale=1) else np.float32)
     assert msgspec.convert(msgspec.json.decode(msgspec.json.encode(options)), DataOptions) == options
@@ -415,12 +415,12 @@ def test_the_crop_is_central(tmp_path: Path) -> None:
     pixels = np.zeros((10, 30, 3), np.uint8)
     pixels[:, 10:20] = 255
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    assert (read_samples(tmp_path, DataOptions(size=10)).columns["image"][0] == 1).all()
+    assert (read_samples(tmp_path, DataOptions(size=10)).columns["input_0"][0] == 1).all()
 
 
 def test_transparency_becomes_white(tmp_path: Path) -> None:
     paint(tmp_path / "a.png", (255, 0, 0, 0), mode="RGBA")
-    assert (read_samples(tmp_path).columns["image"][0] == 1).all()
+    assert (read_samples(tmp_path).columns["input_0"][0] == 1).all()
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:

@@ -117,11 +117,13 @@ def test_results_that_would_bloat_the_file_stay_computed() -> None:
     assert stored(fold(before, growth_bytes=2_000_000)) == ["b"]
 
 
-def test_large_weights_are_folded_unless_another_node_reads_them() -> None:
-    body = "t (float[2,600] x) => (float[2,600] y{more}) {{ a = Transpose(w) {node} y = MatMul(x, a) }}"
-    w = np.random.default_rng(1).normal(size=(600, 600)).astype(np.float32)
+@pytest.mark.parametrize("size", [20, 600])
+def test_weights_are_folded_unless_another_node_reads_them(size: int) -> None:
+    body = "t (float[2,SIZE] x) => (float[2,SIZE] y{more}) {{ a = Transpose(w) {node} y = MatMul(x, a) }}"
+    body = body.replace("SIZE", str(size))
+    w = np.random.default_rng(1).normal(size=(size, size)).astype(np.float32)
     assert stored(fold(model(body.format(more="", node=""), w=w))) == ["a"]
-    tied = body.format(more=", float[2,600] z", node="z = MatMul(x, w)")
+    tied = body.format(more=f", float[2,{size}] z", node="z = MatMul(x, w)")
     assert not fold(model(tied, w=w)).modified
 
 

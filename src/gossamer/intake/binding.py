@@ -42,6 +42,9 @@ class BoundColumn(Sequence[np.ndarray]):
         return f"{array.dtype.str}{array.shape}".encode() + array.tobytes()
 
 
+NAMELESS = r"(input|arr)_\d+"  # arrays of a .npy file or a batch, and what np.savez calls arrays without a name
+
+
 def bind(samples: Samples, model_inputs: ModelInputs) -> Samples:
     """The samples under the model's names and in its types.
 
@@ -90,11 +93,11 @@ def cast_notes(samples: Samples, model_inputs: ModelInputs) -> tuple[str, ...]:
 
 
 def _match_names(samples: Samples, model_inputs: ModelInputs) -> dict[str, str]:
-    """Model input -> column of the samples: by name, by position, or the only one there is."""
+    """Model input -> column of the samples: by name, or by position where the source gave no names."""
     have, want = list(samples.columns), list(model_inputs)
     if set(have) == set(want):
         return {name: name for name in want}
-    if len(have) == len(want) and (len(want) == 1 or all(re.fullmatch(r"input_\d+", name) for name in have)):
+    if len(have) == len(want) and all(re.fullmatch(NAMELESS, name) for name in have):
         return dict(zip(want, have, strict=True))
     missing, extra = [name for name in want if name not in have], [name for name in have if name not in want]
     faults = [f"lacks {name!r}{_nearest(name, extra)}" for name in missing]

@@ -62,11 +62,11 @@ def read_image_folder(folder: Path, options: DataOptions) -> Samples:
     if not flat and not classes:
         raise DataError(f"{folder}: no pictures ({', '.join(sorted(SUFFIXES))}) in it or its sub-folders")
     if flat:
-        return samples_from_arrays({"image": ImageColumn(tuple(flat), options)}, None, str(folder))
+        return samples_from_arrays({"input_0": ImageColumn(tuple(flat), options)}, None, str(folder))
     numbers = _class_numbers(sorted(classes))
     paths = tuple(path for name in numbers for path in classes[name])
     labels = np.array([number for name, number in numbers.items() for _ in classes[name]], dtype=np.int64)
-    return samples_from_arrays({"image": ImageColumn(paths, options)}, labels, str(folder))
+    return samples_from_arrays({"input_0": ImageColumn(paths, options)}, labels, str(folder))
 
 
 def decode(path: Path, options: DataOptions) -> np.ndarray:

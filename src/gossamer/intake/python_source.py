@@ -43,7 +43,7 @@ def call_function(address: str) -> Any:
         near = get_close_matches(name, dir(module), 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise DataError(f"{address}: the module has no {name!r}{hint}") from error
-    except Exception as error:  # the person's own code may raise anything
+    except (Exception, SystemExit) as error:  # the person's own code may do anything
         raise DataError(f"{address}: raised {_first_line(error)}") from error
     finally:
         sys.path.remove(os.getcwd())
@@ -81,7 +81,7 @@ def _guarded(batches: Iterable[Any], source: str) -> Iterable[Any]:
         yield from batches
     except GossamerError:
         raise
-    except Exception as error:  # the person's own code may raise anything
+    except (Exception, SystemExit) as error:  # the person's own code may do anything
         raise DataError(f"{source}: raised {_first_line(error)}") from error
 
 
@@ -122,6 +122,6 @@ def _append(spools: dict[str, Spool], arrays: dict[str, np.ndarray], where: str)
             spools[name].append(array)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0][:300]}" if text else type(error).__name__

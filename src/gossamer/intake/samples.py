@@ -78,7 +78,7 @@ def read_samples(source: Any, options: DataOptions | None = None) -> Samples:
         source: a path to a .npz or .npy file or to a folder of images; "package.module:function" (or an iterable in
             a module), looked up in the current folder too; an iterable of batches, such as a torch DataLoader; a
             mapping of arrays; one array; a pair of arrays (inputs, labels); or a Samples.
-        options: how pictures become arrays; only used for a folder.
+        options: how the pictures of a folder become arrays; an error for any other source.
 
     A batch is `inputs` or the pair `(inputs, labels)`; inputs are an array, a sequence of arrays or a mapping by name,
     all with a batch axis in front. In a mapping, `labels`, `label`, `y`, `target` or `targets` holds the labels.
@@ -89,6 +89,11 @@ def read_samples(source: Any, options: DataOptions | None = None) -> Samples:
         OutputError: no room for the temporary copy of what an iterable yields.
     """
     options = options or DataOptions()
+    if options != DataOptions() and not (isinstance(source, (str, Path)) and Path(source).is_dir()):
+        raise OptionError(
+            "size, resize, mean, std, scale, layout and channels are for a folder of images; "
+            "arrays are taken as they are"
+        )
     if isinstance(source, Samples):
         return source
     if isinstance(source, (str, Path)):

@@ -49,7 +49,7 @@ def choose_metric(session: Session, samples: Samples, asked: str | None = None) 
     if asked is not None and asked not in BUILT_IN:
         near = get_close_matches(asked, BUILT_IN, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise OptionError(f"metric {asked!r} is unknown{hint} Allowed are {', '.join(BUILT_IN)} and module:function")
+        raise OptionError(f"metric {asked!r} is unknown{hint}; allowed are {', '.join(BUILT_IN)} and module:function")
     classes = count_classes(first_outputs(session, samples))
     if asked == "agreement" and not classes:
         raise OptionError("metric agreement needs an output of shape (batch, classes); this model has none; use snr")
@@ -141,7 +141,7 @@ def snr_scores(outputs: Outputs, expected: Outputs, count: int) -> np.ndarray:
 def _own_scores(name: str, function: Scorer, outputs: Outputs, labels: np.ndarray | None, count: int) -> np.ndarray:
     try:
         scores = np.asarray(function(outputs, labels), dtype=np.float64)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the person's own code may do anything
         raise OptionError(f"metric {name} raised {type(error).__name__}: {error}") from error
     if scores.shape != (count,) or not np.isfinite(scores).all():
         got = f"shape {scores.shape}" if scores.shape != (count,) else "NaN or infinity"

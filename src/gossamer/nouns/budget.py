@@ -27,8 +27,8 @@ class Budget:
     time_limit_s: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_drop <= 1:
-            raise OptionError(f"max_drop is {self.max_drop}; allowed is 0 to 1, absolute: 0.01 or 1% is one point")
+        if not isinstance(self.max_drop, (int, float)) or not 0 <= self.max_drop <= 1:
+            raise OptionError(f"max_drop is {self.max_drop!r}; allowed is 0 to 1, absolute: 0.01 is one point")
         if self.minimize not in ("latency", "size"):
             raise OptionError(f"minimize is {self.minimize!r}; allowed are latency, size")
         if self.time_limit_s is not None and not self.time_limit_s > 0:

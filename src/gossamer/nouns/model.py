@@ -62,11 +62,11 @@ def save(model: Model, path: Path) -> int:
     """
     import onnx_ir as ir
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     if model.weight_bytes() < PROTO_LIMIT_BYTES:
         return write_file(path, to_bytes(model))
     data = path.with_name(path.name + ".data")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         # the graph file holds the data file's final name, so both are made in a folder of their own and moved
         staging = path.with_name(f".{path.name}.{os.getpid()}")
         staging.mkdir()
@@ -110,6 +110,11 @@ def write_file(path: Path, content: bytes) -> int:
 
 def size_bytes(path: Path) -> int:
     """Bytes on disk of an ONNX file with every external-data file it names."""
+    return sum(file.stat().st_size for file in files_of(path))
+
+
+def files_of(path: Path) -> list[Path]:
+    """An ONNX file and, sorted, the external-data files that it names."""
     import onnx
 
     proto = onnx.load(path, load_external_data=False)
@@ -119,7 +124,13 @@ def size_bytes(path: Path) -> int:
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    return path.stat().st_size + sum(int((path.parent / name).stat().st_size) for name in names)
+    return [path, *(path.parent / name for name in sorted(names))]
+
+
+def model_sha256(path: Path) -> str:
+    """Hex digest of an ONNX file; with external data, of the digests of all its files, graph first."""
+    digests = [sha256(file) for file in files_of(path)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

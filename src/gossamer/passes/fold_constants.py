@@ -45,6 +45,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     growth_bytes: int = 1_000_000
 
 
+TIED_BYTES = 1_024  # a weight with other readers stays one weight: what is computed of it must be next to nothing
+
+
 def requires(model: Model, config: Config, scope: Scope) -> None:
     """Every model is fine."""
 
@@ -159,7 +162,11 @@ def _is_worth_it(node: ir.Node, values: list[np.ndarray | None], found: set[ir.N
     if any(array is None for array, output in zip(values, node.outputs, strict=True) if output.name):
         return False
     replaced = sum(_bytes(value) for value in set(node.inputs) if value is not None and set(value.consumers()) <= found)
-    return sum(array.nbytes for array in values if array is not None) <= max(config.growth_bytes, replaced)
+    tied = any(
+        value.is_initializer() and not set(value.consumers()) <= found for value in node.inputs if value is not None
+    )
+    growth_bytes = min(config.growth_bytes, TIED_BYTES) if tied else config.growth_bytes
+    return sum(array.nbytes for array in values if array is not None) <= max(growth_bytes, replaced)
 
 
 def _replace(graph: ir.Graph, node: ir.Node, arrays: list[np.ndarray]) -> None:

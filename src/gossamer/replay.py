@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from gossamer.errors import OptionError
+from gossamer.errors import DataError, OptionError
 from gossamer.intake.binding import bind
 from gossamer.intake.samples import DataOptions, read_samples
 from gossamer.intake.splits import split
@@ -43,7 +43,10 @@ def recorded_evidence(plan: Plan, source: Model, base: Path) -> Evidence:
     calibration = plan.calibration
     here = base / calibration.data
     options = msgspec.convert(calibration.options, DataOptions) if calibration.options else None
-    evidence = evidence_from(here if here.exists() else calibration.data, options, plan, source)
+    try:
+        evidence = evidence_from(here if here.exists() else calibration.data, options, plan, source)
+    except DataError as error:
+        raise DataError(f"the plan names its calibration samples, and {error}; give --data") from error
     if calibration.digest and evidence.samples.digest() != calibration.digest:
         raise OptionError(
             f"the calibration samples in {calibration.data} are not those the plan was made with; "

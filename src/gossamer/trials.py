@@ -221,6 +221,6 @@ def _measure(plan: Plan, bench: Bench) -> Entry | None:
 
 
 def _line(name: str, facts: Facts, met: bool) -> str:
-    smaller = facts.bytes.original / facts.bytes.result
-    told = f"{facts.latency_ms.ratio:.2f}x as fast, {smaller:.2f}x smaller, drop {facts.accuracy.drop:.4f}"
+    share = facts.bytes.result / facts.bytes.original
+    told = f"{facts.latency_ms.ratio:.2f}x as fast, {share:.0%} of the bytes, drop {facts.accuracy.drop:.4f}"
     return f"{name}: {told}{'' if met else ', misses the floor'}"

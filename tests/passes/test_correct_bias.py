@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.passes.graphs import applied, parse
 
 from gossamer.errors import OptionError
 from gossamer.graph.qdq import dequantizer, stored_integers
@@ -18,15 +18,6 @@ from gossamer.runtimes.onnxruntime import open_session
 
 STATIC = Step("quantize_static")
 CORRECT = Step("correct_bias")
-
-
-def parse(text: str, **weights: np.ndarray) -> Model:
-    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]>\n{text}')
-    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
-    for node in proto.graph.node:
-        node.name = node.name or f"node_{node.output[0]}"
-    onnx.checker.check_model(proto)
-    return Model(ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto)), "test")
 
 
 def images(n: int, seed: int, mean: float = 1.0) -> np.ndarray:
@@ -49,9 +40,7 @@ def corrected(model: Model, x: np.ndarray, scope: Scope | None = None) -> tuple[
     """The quantized model, and what correction makes of it."""
     known = evidence(x)
     before = contract.run(STATIC, model, known).model
-    result = contract.run(Step("correct_bias", {}, scope or Scope()), before, known)
-    onnx.checker.check_model(onnx.load_from_string(to_bytes(result.model)), full_check=True)
-    return before, result
+    return before, applied(Step("correct_bias", {}, scope or Scope()), before, known)
 
 
 def mean_error(model: Model, reference: Model, x: np.ndarray) -> np.ndarray:

@@ -3,47 +3,21 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
+from tests.passes.graphs import array_of as weight
+from tests.passes.graphs import assert_equal_outputs, make
 
 from gossamer.errors import CandidateError, OptionError
-from gossamer.graph.edit import constant
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Scope, Step
 from gossamer.passes.contract import Result, run
-from gossamer.runtimes.onnxruntime import open_session
-
-
-def make(
-    nodes: list[Any], x_shape: tuple[int, ...], weights: dict[str, np.ndarray], outputs: tuple[str, ...] = ("y",)
-) -> Model:
-    graph = helper.make_graph(
-        nodes,
-        "test",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, x_shape)],
-        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs],
-        [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    return Model(ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto)), "test")
 
 
 def equalize(model: Model, skip: tuple[str, ...] = (), **config: float) -> Result:
     return run(Step("equalize_channels", config, Scope(skip=skip)), model)
-
-
-def weight(model: Model, name: str) -> np.ndarray:
-    return np.asarray(constant(model.ir.graph.initializers[name]))
-
-
-def assert_equal_outputs(before: Model, after: Model, x: np.ndarray) -> None:
-    pairs = zip(*(open_session(model).run({"x": x}) for model in (before, after)), strict=True)
-    for wanted, got in pairs:
-        assert np.abs(wanted - got).max() <= 1e-5 * np.abs(wanted).max()
 
 
 def uneven(rng: np.random.Generator, *shape: int) -> np.ndarray:

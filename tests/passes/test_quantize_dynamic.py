@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.passes.graphs import applied, normal, operators, optimized, parse, run
 
 from gossamer.arith.affine import dequantize, quantize, weight_scales
 from gossamer.errors import ModelError, OptionError
@@ -18,48 +15,10 @@ from gossamer.graph.edit import constant
 from gossamer.nouns.model import Model, to_bytes
 from gossamer.nouns.plan import Scope, Step
 from gossamer.passes import contract
-from gossamer.runtimes.onnxruntime import open_session
-
-
-def parse(text: str, **weights: Any) -> Model:
-    """A float model from ONNX's text form; a weight is an array, or a shape to be filled from a seed."""
-    rng = np.random.default_rng(7)
-    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]>\n{text}')
-    for name, weight in weights.items():
-        if isinstance(weight, tuple):
-            weight = rng.normal(size=weight).astype(np.float32)
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
-    for node in proto.graph.node:
-        node.name = node.name or f"node_{node.output[0]}"
-    onnx.checker.check_model(proto)
-    return Model(ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto)), "test")
-
-
-def normal(*shape: int, seed: int = 1) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def quantized(model: Model, scope: Scope | None = None, **config: Any) -> contract.Result:
-    result = contract.run(Step("quantize_dynamic", config, scope or Scope()), model)
-    onnx.checker.check_model(onnx.load_from_string(to_bytes(result.model)), full_check=True)
-    return result
-
-
-def run(model: Model, optimize: bool = False, **feeds: np.ndarray) -> list[np.ndarray]:
-    return [np.asarray(array) for array in open_session(model, optimize=optimize).run(feeds)]
-
-
-def operators(model: Model) -> Counter[str]:
-    return Counter(node.op_type for node in model.ir.graph)
-
-
-def optimized(model: Model, folder: Path) -> Counter[str]:
-    """The operators that are left when onnxruntime has fused what it can."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.optimized_model_filepath = str(folder / "optimized.onnx")
-    ort.InferenceSession(to_bytes(model), options, providers=["CPUExecutionProvider"])
-    return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
+    return applied(Step("quantize_dynamic", config, scope or Scope()), model)
 
 
 def simulated(x: np.ndarray, w_KN: np.ndarray, bias: np.ndarray, per_channel: bool) -> np.ndarray:

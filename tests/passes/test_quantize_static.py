@@ -1,79 +1,49 @@
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.passes import graphs
+from tests.passes.graphs import applied, array_of, normal, operators, optimized
 
 from gossamer.arith.affine import affine_parameters, dequantize, quantize, quantize_bias, weight_scales
 from gossamer.errors import ModelError, OptionError
-from gossamer.graph.edit import constant
 from gossamer.measuring.evidence import Evidence
 from gossamer.nouns.model import Model, to_bytes
 from gossamer.nouns.plan import Scope, Step
 from gossamer.nouns.samples import samples_from_arrays
 from gossamer.passes import contract
-from gossamer.runtimes.onnxruntime import open_session
 
 Feeds = dict[str, np.ndarray]
 
 
 def parse(text: str, **weights: Any) -> Model:
-    """A float model from ONNX's text form; a weight is an array, or a shape to be filled from a seed."""
+    """As in graphs, but a weight filled from the seed keeps a layer's outputs in the range of its inputs."""
     rng = np.random.default_rng(7)
-    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]>\n{text}')
     for name, weight in weights.items():
         if isinstance(weight, tuple):
-            weight = rng.normal(0, 1 / np.sqrt(max(1, np.prod(weight[1:]))), weight).astype(np.float32)
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
-    for node in proto.graph.node:
-        node.name = node.name or f"node_{node.output[0]}"
-    onnx.checker.check_model(proto)
-    return Model(ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto)), "test")
-
-
-def normal(*shape: int, seed: int = 1) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+            scale = 1 / np.sqrt(max(1, np.prod(weight[1:])))
+            weights[name] = rng.normal(0, scale, weight).astype(np.float32)
+    return graphs.parse(text, **weights)
 
 
 def quantized(model: Model, feeds: Feeds, scope: Scope | None = None, **config: Any) -> contract.Result:
     """The pass run with these samples, then checked as ONNX."""
-    step = Step("quantize_static", config, scope or Scope())
-    result = contract.run(step, model, Evidence(samples_from_arrays({k: list(v) for k, v in feeds.items()}), 1))
-    onnx.checker.check_model(onnx.load_from_string(to_bytes(result.model)), full_check=True)
-    return result
+    samples = samples_from_arrays({k: list(v) for k, v in feeds.items()})
+    return applied(Step("quantize_static", config, scope or Scope()), model, Evidence(samples, 1))
 
 
 def run(model: Model, feeds: Feeds, optimize: bool = False) -> list[np.ndarray]:
-    return [np.asarray(array) for array in open_session(model, optimize=optimize).run(feeds)]
+    return graphs.run(model, optimize, **feeds)
 
 
 def snr_db(wanted: np.ndarray, got: np.ndarray) -> float:
     return float(10 * np.log10(np.square(wanted).sum() / max(np.square(wanted - got).sum(), 1e-30)))
-
-
-def optimized(model: Model, folder: Path) -> Counter[str]:
-    """The operators that are left when onnxruntime has fused what it can."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.optimized_model_filepath = str(folder / "optimized.onnx")
-    ort.InferenceSession(to_bytes(model), options, providers=["CPUExecutionProvider"])
-    return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
-
-
-def operators(model: Model) -> Counter[str]:
-    return Counter(node.op_type for node in model.ir.graph)
-
-
-def array_of(model: Model, name: str) -> np.ndarray:
-    return np.asarray(constant(model.ir.graph.initializers[name]))
 
 
 # --- against numpy

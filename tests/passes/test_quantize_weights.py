@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.passes.graphs import applied, normal, operators, optimized, parse, run
 
 from gossamer.arith.weight_grid import Grid, in_groups, weight_grid
 from gossamer.errors import CandidateError, ModelError, OptionError
@@ -21,52 +20,14 @@ from gossamer.graph.weight_forms import BLOCKS
 from gossamer.nouns.model import Model, save, to_bytes
 from gossamer.nouns.plan import Scope, Step
 from gossamer.passes import contract, quantize_weights
-from gossamer.runtimes.onnxruntime import open_session
-
-
-def parse(text: str, opset: int = 21, **weights: Any) -> Model:
-    """A float model from ONNX's text form; a weight is an array, or a shape to be filled from a seed."""
-    rng = np.random.default_rng(7)
-    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : {opset}]>\n{text}')
-    for name, weight in weights.items():
-        if isinstance(weight, tuple):
-            weight = rng.normal(size=weight).astype(np.float32)
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
-    for node in proto.graph.node:
-        node.name = node.name or f"node_{node.output[0]}"
-    onnx.checker.check_model(proto)
-    return Model(ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto)), "test")
-
-
-def normal(*shape: int, seed: int = 1) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def quantized(model: Model, scope: Scope | None = None, **config: Any) -> contract.Result:
-    result = contract.run(Step("quantize_weights", config, scope or Scope()), model)
-    onnx.checker.check_model(onnx.load_from_string(to_bytes(result.model)), full_check=True)
-    return result
-
-
-def run(model: Model, optimize: bool = False, **feeds: np.ndarray) -> list[np.ndarray]:
-    return [np.asarray(array) for array in open_session(model, optimize=optimize).run(feeds)]
-
-
-def operators(model: Model) -> Counter[str]:
-    return Counter(node.op_type for node in model.ir.graph)
+    return applied(Step("quantize_weights", config, scope or Scope()), model)
 
 
 def stored(model: Model) -> dict[str, np.ndarray]:
     return {name: np.asarray(constant(value)) for name, value in model.ir.graph.initializers.items()}
-
-
-def optimized(model: Model, folder: Path) -> Counter[str]:
-    """The operators that are left when onnxruntime has fused and folded what it can."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.optimized_model_filepath = str(folder / "optimized.onnx")
-    ort.InferenceSession(to_bytes(model), options, providers=["CPUExecutionProvider"])
-    return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
 
 
 def expected_grid(w: np.ndarray, channel_axis: int, config: dict[str, Any]) -> Grid:

@@ -3,11 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.passes import graphs
+from tests.passes.graphs import applied, normal
 
 from gossamer.errors import OptionError
 from gossamer.graph.edit import constant
@@ -23,16 +23,7 @@ TEXT = """test (float[N,64] x) => (float[N,32] y) {
 
 
 def parse(text: str = TEXT, **weights: np.ndarray) -> Model:
-    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]>\n{text}')
-    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
-    for node in proto.graph.node:
-        node.name = node.name or f"node_{node.output[0]}"
-    onnx.checker.check_model(proto)
-    return Model(ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto)), "test")
-
-
-def normal(*shape: int, seed: int = 1) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return graphs.parse(text, **weights)
 
 
 def weights() -> dict[str, np.ndarray]:
@@ -40,9 +31,7 @@ def weights() -> dict[str, np.ndarray]:
 
 
 def stored(model: Model, scope: Scope | None = None, **config: Any) -> contract.Result:
-    result = contract.run(Step("store_float16", config, scope or Scope()), model)
-    onnx.checker.check_model(onnx.load_from_string(to_bytes(result.model)), full_check=True)
-    return result
+    return applied(Step("store_float16", config, scope or Scope()), model)
 
 
 def dtypes(model: Model) -> dict[str, np.dtype]:

@@ -257,6 +257,23 @@ def test_the_result_never_takes_the_place_of_its_own_original(tmp_path: Path) ->
     assert model.read_bytes() == before and list(tmp_path.iterdir()) == [model]
 
 
+def test_another_model_s_weights_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    proto = onnx.load(lenet(tmp_path / "lenet.onnx"))
+    onnx.save(proto, tmp_path / "in/net.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    (tmp_path / "out/w.bin").write_bytes(b"of another model")
+    with pytest.raises(gossamer.GossamerError, match="weights of another model"):
+        gossamer.compress(tmp_path / "in/net.onnx", np.zeros((40, 1, 28, 28), np.float32), out=tmp_path / "out")
+    assert (tmp_path / "out/w.bin").read_bytes() == b"of another model"
+
+
+@pytest.mark.parametrize("seed", [-1, "a"])
+def test_a_seed_that_is_none_is_refused(seed: object, demo: Path, tmp_path: Path) -> None:
+    with pytest.raises(gossamer.GossamerError, match="allowed is a whole number from 0 up"):
+        gossamer.compress(demo / "original.onnx", demo / "data.npz", out=tmp_path, seed=seed)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("threads", [0, 100_000])
 def test_threads_that_the_machine_does_not_have_are_refused(threads: int, demo: Path, tmp_path: Path) -> None:
     with pytest.raises(gossamer.GossamerError, match=f"threads is {threads}; allowed is 1 to"):

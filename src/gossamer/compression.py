@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 import gossamer
 from gossamer.delivery import check_not_input, deliver, publish, seen_from, writable_folder
-from gossamer.errors import GossamerError, OptionError
+from gossamer.errors import GossamerError
 from gossamer.gate import Baseline, baseline, judge, meets, open_original
 from gossamer.intake.binding import bind, cast_notes
 from gossamer.intake.normalise import normalise
@@ -29,10 +29,10 @@ from gossamer.measuring.energy import energy
 from gossamer.measuring.evidence import Evidence
 from gossamer.measuring.layer_error import layer_errors
 from gossamer.measuring.machine import describe, peak_rss_bytes
-from gossamer.measuring.quality import choose_metric, preprocessing_warning
-from gossamer.nouns.budget import Budget
+from gossamer.measuring.quality import Metric, choose_metric, preprocessing_warning
+from gossamer.nouns.budget import Budget, check_budget
 from gossamer.nouns.facts import Bytes, Energy, Facts
-from gossamer.nouns.model import Model, model_sha256, save, size_bytes, write_file
+from gossamer.nouns.model import Model, model_sha256, save, sha256, size_bytes, write_file
 from gossamer.nouns.plan import Calibration, Plan
 from gossamer.nouns.record import Comparison, Record, Split, Splits
 from gossamer.passes.contract import run_plan
@@ -82,8 +82,7 @@ def compress(
         InputError: the model, the data, an option or the folder cannot be used.
     """
     begin = perf_counter()
-    if not isinstance(budget, Budget):
-        raise OptionError(f"budget is {budget!r}; give a gossamer.Budget, such as Budget(max_drop=0.01)")
+    check_budget(budget)
     source, folder = read(model), writable_folder(out)
     check_not_input(source.path, folder)
     with workshop(folder) as work:
@@ -94,7 +93,7 @@ def compress(
         outcome = verify_best(bench, tried)
 
         staged, chosen = work / "result", outcome.trial.candidate.plan
-        deliver(outcome.trial.path or bench.path, staged / "model.onnx")
+        deliver(outcome.trial.path or bench.path, staged / "model.onnx", ours=outcome.trial.path is not None)
         open_session(staged / "model.onnx", threads)  # the very file that is handed over, whichever it is
         if source.path is None:  # leave the file that the result was held against
             deliver(bench.path, staged / "original.onnx")
@@ -133,7 +132,7 @@ def _set_up(
     original = baseline(session, path, select, rule)
     reserve_s = PROOF_S + 2 * (perf_counter() - scoring) * len(verify) / len(select)  # what verifying will take
     parts = tuple(Split(len(part), part.digest()) for part in (calibrate, select, verify))
-    run = Run(model_sha256(path), parts[0].digest, parts[1].digest, rule.name, threads, describe().versions)
+    run = Run(model_sha256(path), parts[0].digest, parts[1].digest, _identity(rule), threads, describe().versions)
     named = str(data) if isinstance(data, (str, Path)) else ""
     return Bench(
         model=prepared,
@@ -150,6 +149,12 @@ def _set_up(
         say=say,
         deadline=inf if budget.time_limit_s is None else begin + budget.time_limit_s - reserve_s,
     )
+
+
+def _identity(rule: Metric) -> str:
+    """The metric's name and, of a person's own, the digest of its file: edited, it is another metric."""
+    code = getattr(rule.function, "__code__", None)
+    return rule.name if code is None else f"{rule.name} {sha256(Path(code.co_filename))}"
 
 
 def _record(
@@ -196,9 +201,10 @@ def _energy(original: Model, result: Path, timed: Baseline, threads: int) -> Ene
         return None
 
 
-def plan(model: Any, budget: Budget | None = None) -> tuple[Plan, ...]:
+def plan(model: Any, budget: Budget = Budget()) -> tuple[Plan, ...]:  # noqa: B008
     """The plans that `compress` would try first for a model."""
-    return propose(normalise(read(model)), runtime, (budget or Budget()).minimize)
+    check_budget(budget)
+    return propose(normalise(read(model)), runtime, budget.minimize)
 
 
 def apply(plan: Plan | str | Path, model: Any, data: Any = None, data_options: DataOptions | None = None) -> Model:
@@ -283,7 +289,7 @@ def verify(
     original: str | Path,
     result: str | Path,
     data: Any,
-    budget: Budget | None = None,
+    budget: Budget = Budget(),  # noqa: B008
     data_options: DataOptions | None = None,
     metric: str | None = None,
     threads: int = 1,
@@ -294,4 +300,5 @@ def verify(
         InputError: a model or the data cannot be used.
         CandidateError: the file does not pass the gate.
     """
-    return meets(measure(original, result, data, data_options, metric, threads).accuracy, budget or Budget())
+    check_budget(budget)
+    return meets(measure(original, result, data, data_options, metric, threads).accuracy, budget)

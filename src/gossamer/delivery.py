@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gossamer.errors import OptionError, OutputError
 from gossamer.intake.onnx_file import read
-from gossamer.nouns.model import files_of, save
+from gossamer.nouns.model import files_of, save, sha256
 
 
 def writable_folder(out: str | Path) -> Path:
@@ -31,7 +31,7 @@ def writable_folder(out: str | Path) -> Path:
 
 
 def check_not_input(source: Path | None, folder: Path) -> None:
-    """The result must not take the place of the model it was made from.
+    """The result must not take the place of the model it was made from, nor of another model's weights.
 
     Raises:
         OptionError: it would.
@@ -39,19 +39,25 @@ def check_not_input(source: Path | None, folder: Path) -> None:
     target = folder / "model.onnx"
     if source is not None and target.exists() and source.resolve() == target.resolve():
         raise OptionError(f"{target} is the model that was given, and the result would replace it; choose another -o")
+    if source is None:
+        return
+    for file in files_of(source)[1:]:  # they come along if the answer is the original
+        there = folder / file.relative_to(source.parent)
+        if there.exists() and there.resolve() != file.resolve() and sha256(there) != sha256(file):
+            raise OptionError(f"{there} holds weights of another model and would be replaced; choose another -o")
 
 
-def deliver(source: Path, target: Path) -> None:
+def deliver(source: Path, target: Path, ours: bool = False) -> None:
     """Put an ONNX file under another name, with the weights it keeps beside it.
 
-    A person's own file comes through byte for byte, its external data under the names that the graph says. The external
-    data of a candidate of ours is named after the graph, so it is written anew.
+    A person's own file comes through byte for byte, its external data under the names that the graph says. Those of a
+    candidate of `ours` are named after the graph, so they are written anew.
 
     Raises:
         OutputError: no room, or the target cannot be written.
     """
     graph, *beside = files_of(source)
-    if [file.name for file in beside] == [f"{source.name}.data"] and source.name != target.name:
+    if ours and beside:
         save(read(source), target)
         return
     for file in beside:

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from gossamer.errors import DataError
+from gossamer.errors import DataError, OptionError
 from gossamer.nouns.samples import Samples
 
 ENOUGH_FOR_THREE = 30
@@ -24,8 +24,11 @@ def split(samples: Samples, seed: int = 0) -> tuple[Samples, Samples, Samples, t
     The sets keep the samples' order. One pass over the data is hashed (about 1 s a gigabyte).
 
     Raises:
+        OptionError: the seed is no whole number from 0 up.
         DataError: no samples.
     """
+    if not isinstance(seed, int) or seed < 0:
+        raise OptionError(f"seed is {seed!r}; allowed is a whole number from 0 up")
     if not len(samples):
         raise DataError(f"{samples.source}: the data set is empty; give at least one sample")
     groups = _equal_samples(samples)

@@ -31,5 +31,18 @@ class Budget:
             raise OptionError(f"max_drop is {self.max_drop!r}; allowed is 0 to 1, absolute: 0.01 is one point")
         if self.minimize not in ("latency", "size"):
             raise OptionError(f"minimize is {self.minimize!r}; allowed are latency, size")
-        if self.time_limit_s is not None and not self.time_limit_s > 0:
-            raise OptionError(f"time_limit_s is {self.time_limit_s}; allowed is more than 0 seconds, or None")
+        if not isinstance(self.confident, bool):
+            raise OptionError(f"confident is {self.confident!r}; allowed are True and False")
+        limit = self.time_limit_s
+        if limit is not None and not (isinstance(limit, (int, float)) and limit > 0):
+            raise OptionError(f"time_limit_s is {limit!r}; allowed is more than 0 seconds, or None")
+
+
+def check_budget(budget: object) -> None:
+    """A number or text in the place of a budget is a likely slip.
+
+    Raises:
+        OptionError: it is no Budget.
+    """
+    if not isinstance(budget, Budget):
+        raise OptionError(f"budget is {budget!r}; give a gossamer.Budget, such as Budget(max_drop=0.01)")

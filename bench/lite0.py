@@ -33,7 +33,8 @@ from gossamer.journal import Journal
 from gossamer.measuring.evidence import Evidence
 from gossamer.measuring.quality import Metric
 from gossamer.nouns.budget import Budget
-from gossamer.nouns.record import Record
+from gossamer.nouns.plan import Calibration
+from gossamer.nouns.record import Record, Split, Splits
 from gossamer.nouns.samples import Samples, samples_from_arrays
 from gossamer.planning.choice import rank
 from gossamer.trials import Bench, try_all
@@ -96,9 +97,21 @@ def ours(original: Path, folder: Path, calibrate: Samples, select: Samples) -> d
     metric, work = Metric("agreement"), folder / "candidates"
     work.mkdir()
     before = baseline(open_original(original, 1), original, select, metric)
-    evidence = Evidence(calibrate)
-    journal = Journal(work)
-    bench = Bench(normalise(read(original)), original, journal, metric, FLOOR, before, select, evidence, say=tell)
+    parts = [Split(len(part), part.digest()) for part in (calibrate, select)]
+    bench = Bench(
+        model=normalise(read(original)),
+        path=original,
+        journal=Journal(work),
+        metric=metric,
+        budget=FLOOR,
+        select=before,
+        verify=select,
+        evidence=Evidence(calibrate),
+        splits=Splits(parts[0], parts[1], parts[1], 0),
+        calibration=Calibration(),
+        notes=(),
+        say=tell,
+    )
     trials, _ = try_all(bench)
     chosen = rank([trial.candidate for trial in trials], FLOOR)[0].plan.name
     found = {trial.candidate.plan.name: trial.path for trial in trials if trial.path is not None}

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 from gossamer.errors import OptionError, OutputError
 from gossamer.intake.onnx_file import read
-from gossamer.nouns.model import files_of, save, sha256
+from gossamer.nouns.model import files_of, save, sha256, whole_file
 
 
 def writable_folder(out: str | Path) -> Path:
@@ -83,17 +82,8 @@ def publish(staged: Path, folder: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise OutputError(
-            f"cannot write {target}: {error.strerror or error}; free some space or choose another -o"
-        ) from error
+    with open(source, "rb") as given, whole_file(target) as file:
+        shutil.copyfileobj(given, file, 1 << 20)
 
 
 def seen_from(folder: Path, name: str) -> str:

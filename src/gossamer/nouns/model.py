@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from gossamer.errors import OutputError
 
@@ -86,7 +87,19 @@ def save(model: Model, path: Path) -> int:
 
 
 def write_file(path: Path, content: bytes) -> int:
-    """Write a file under a temporary name, rename it into place, return its length in bytes.
+    """Write a file whole or not at all, and return its length in bytes.
+
+    Raises:
+        OutputError: the folder cannot be written, or the disk is full.
+    """
+    with whole_file(path) as file:
+        file.write(content)
+    return len(content)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into, under a temporary name; once it is on disk it takes the place of `path`.
 
     Raises:
         OutputError: the folder cannot be written, or the disk is full.
@@ -95,7 +108,7 @@ def write_file(path: Path, content: bytes) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -105,7 +118,6 @@ def write_file(path: Path, content: bytes) -> int:
         raise OutputError(
             f"cannot write {path}: {error.strerror or error}; choose another -o, or free some space"
         ) from error
-    return len(content)
 
 
 def size_bytes(path: Path) -> int:

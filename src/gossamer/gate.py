@@ -18,7 +18,8 @@ from gossamer.nouns.budget import Budget
 from gossamer.nouns.facts import Accuracy, Bytes, Facts
 from gossamer.nouns.model import size_bytes
 from gossamer.nouns.samples import Samples
-from gossamer.runtimes.onnxruntime import Session, open_session
+from gossamer.runtimes.contract import Session
+from gossamer.runtimes.onnxruntime import open_session
 
 ROUNDING = 1e-9  # a drop of exactly the floor must not fail by the last bit of a mean
 
@@ -81,7 +82,9 @@ def judge(path: Path, original: Baseline, metric: Metric, stores: Collection[str
         CandidateError: it does not open or run, gives NaN, or lacks a promised type.
     """
     session = open_session(path, original.session.threads)
-    if session.inputs.keys() != original.session.inputs.keys() or session.outputs != original.session.outputs:
+    if session.inputs.keys() != original.session.inputs.keys() or list(session.outputs) != list(
+        original.session.outputs
+    ):
         raise CandidateError(f"{path.name}: inputs or outputs have other names than the original's")
     check_types(path, stores)
     scores = score(session, original.samples, metric, original.scores)

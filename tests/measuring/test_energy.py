@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -20,7 +19,7 @@ from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Step
 from gossamer.nouns.samples import samples_from_arrays
 from gossamer.passes.contract import run
-from gossamer.runtimes.onnxruntime import Session
+from gossamer.runtimes.contract import Session
 
 CACHE, DRAM = 12.5, 162.5  # pJ a byte
 MAC = {"int8": 0.3, "float16": 1.5, "float32": 4.6}  # pJ
@@ -70,7 +69,7 @@ class Machine:
                 self.spend(name, uj, seconds)
                 return []
 
-        return Session(cast(Any, Handle()), {}, (), 1)
+        return Session(Handle().run, {}, {}, 1, "none")
 
 
 @pytest.fixture

@@ -6,13 +6,12 @@ import gc
 import os
 from itertools import groupby
 from time import perf_counter, sleep
-from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from gossamer.measuring import latency
-from gossamer.runtimes.onnxruntime import Session
+from gossamer.runtimes.contract import Session
 
 
 class Clock:
@@ -35,7 +34,7 @@ class Clock:
                 self.now_s += (left.pop(0) if len(left) > 1 else left[0]) / 1000
                 return []
 
-        return Session(cast(Any, Handle()), {}, (), 1)
+        return Session(Handle().run, {}, {}, 1, "onnxruntime 1.0")
 
 
 @pytest.fixture
@@ -96,7 +95,7 @@ def test_everything_is_put_back(clock: Clock, threads: int) -> None:
 
     before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     with pytest.raises(RuntimeError, match="no"):
-        latency.race({"a": Session(cast(Any, Broken()), {}, (), threads)}, {}, threads=threads)
+        latency.race({"a": Session(Broken().run, {}, {}, threads, "none")}, {}, threads=threads)
     assert gc.isenabled()
     assert before is None or os.sched_getaffinity(0) == before
 
@@ -109,7 +108,7 @@ def test_one_thread_is_timed_without_what_others_take() -> None:
             sleep(0.03)
             sum(range(300_000))
 
-    session = Session(cast(Any, Sleeping()), {}, (), 1)
+    session = Session(Sleeping().run, {}, {}, 1, "none")
     if latency._clock(1) is not perf_counter:
         assert latency.race({"a": session}, {}, threads=1, rounds=1)["a"][0] < 30
     assert latency.race({"a": session}, {}, threads=2, rounds=1)["a"][0] > 30

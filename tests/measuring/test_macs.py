@@ -43,7 +43,7 @@ def counted(tested: Model) -> int:
     """The sum over all outputs for inputs of ones."""
     session = open_session(tested, optimize=False)
     feeds = {name: np.ones([int(dim or 0) for dim in shape], np.float32) for name, (_, shape) in session.inputs.items()}
-    return int(session.handle.run(None, feeds)[0].sum())
+    return int(session.call(None, feeds)[0].sum())
 
 
 def told(tested: Model) -> int | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from gossamer.nouns.samples import Batch, Samples
-from gossamer.runtimes.onnxruntime import Session
+from gossamer.runtimes.contract import Session
 
 Outputs = dict[str, np.ndarray]  # output name -> (B, ...)
 

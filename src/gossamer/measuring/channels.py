@@ -10,7 +10,8 @@ from gossamer.errors import CandidateError, DataError, ModelError
 from gossamer.measuring.batches import reason
 from gossamer.nouns.model import Model
 from gossamer.nouns.samples import Samples
-from gossamer.runtimes.onnxruntime import Session, open_session
+from gossamer.runtimes.contract import Session
+from gossamer.runtimes.onnxruntime import open_session
 
 
 def channel_peaks(model: Model, names: Sequence[str], samples: Samples, threads: int = 1) -> dict[str, np.ndarray]:

@@ -28,7 +28,8 @@ from gossamer.measuring.shapes import Shapes, static_shapes
 from gossamer.measuring.weights import constants_of
 from gossamer.nouns.facts import Energy
 from gossamer.nouns.model import Model
-from gossamer.runtimes.onnxruntime import Session, open_session
+from gossamer.runtimes.contract import Session
+from gossamer.runtimes.onnxruntime import open_session
 
 # Horowitz 2014, "Computing's energy problem (and what we can do about it)", ISSCC, figure 1.1.9: 45 nm, 0.9 V, in pJ.
 ADD_PJ = {"int8": 0.03, "int32": 0.1, "float16": 0.4, "float32": 0.9}
@@ -126,7 +127,7 @@ def race_energy(
     spent: dict[str, list[float]] = {name: [] for name in order}
     with pinned(threads):
         for session in sessions.values():  # warm-up
-            session.handle.run(None, feeds)
+            session.call(None, feeds)
         for _ in range(rounds):
             for name in order:
                 spent[name].append(_turn_mj(sessions[name], feeds, zones))
@@ -135,11 +136,11 @@ def race_energy(
 
 
 def _turn_mj(session: Session, feeds: dict[str, np.ndarray], zones: Sequence[Zone]) -> float:
-    calls, run = 0, session.handle.run
+    calls, call = 0, session.call
     before = [_read_uj(zone) for zone in zones]
     begin = perf_counter()
     while not calls or perf_counter() - begin < TURN_S:
-        run(None, feeds)
+        call(None, feeds)
         calls += 1
     return sum(elapsed_uj(zone, uj, _read_uj(zone)) for zone, uj in zip(zones, before, strict=True)) / calls / 1000
 

@@ -17,7 +17,7 @@ from time import get_clock_info, perf_counter, sleep, thread_time
 import numpy as np
 
 from gossamer.nouns.facts import Latency
-from gossamer.runtimes.onnxruntime import NAME, VERSION, Session
+from gossamer.runtimes.contract import Session
 
 TURN_MS = 20.0  # a turn shorter than a scheduler's time slice would catch its noise
 FEWEST_ROUNDS = 5
@@ -51,7 +51,7 @@ def compare_latency(
         low=float(np.percentile(ratios, 10)),
         high=float(np.percentile(ratios, 90)),
         threads=threads,
-        runtime=f"{NAME} {VERSION}",
+        runtime=result.runtime,
     )
 
 
@@ -90,12 +90,12 @@ def race(
 
 def _turn(session: Session, feeds: dict[str, np.ndarray], clock: Callable[[], float]) -> float:
     """The median latency of a turn's calls, in milliseconds."""
-    run = session.handle.run
+    call = session.call
     calls_ms: list[float] = []
     left_ms = TURN_MS
     while left_ms > 0:
         begin = clock()
-        run(None, feeds)
+        call(None, feeds)
         calls_ms.append((clock() - begin) * 1000)
         left_ms -= calls_ms[-1]
     return median(calls_ms)

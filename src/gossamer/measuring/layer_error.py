@@ -15,7 +15,8 @@ from gossamer.measuring.weights import constants_of
 from gossamer.nouns.facts import LayerError
 from gossamer.nouns.model import Model
 from gossamer.nouns.samples import Samples
-from gossamer.runtimes.onnxruntime import Session, open_session
+from gossamer.runtimes.contract import Session
+from gossamer.runtimes.onnxruntime import open_session
 
 BATCH_BYTES = 200_000_000  # of all compared tensors of one graph
 

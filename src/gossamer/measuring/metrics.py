@@ -15,7 +15,7 @@ from gossamer.errors import DataError, ModelError, OptionError
 from gossamer.measuring.batches import Outputs, reason, run_batch
 from gossamer.measuring.noise import powers, ratio
 from gossamer.nouns.samples import Samples
-from gossamer.runtimes.onnxruntime import Session
+from gossamer.runtimes.contract import Session
 
 Scorer = Callable[[Outputs, "np.ndarray | None"], "np.ndarray"]
 

@@ -20,7 +20,7 @@ from gossamer.measuring.metrics import Metric, choose_metric, classifier_scores,
 from gossamer.measuring.noise import powers, ratio, to_db
 from gossamer.nouns.facts import Accuracy
 from gossamer.nouns.samples import Batch, Samples
-from gossamer.runtimes.onnxruntime import Session
+from gossamer.runtimes.contract import Session
 
 __all__ = ["Metric", "Scores", "choose_metric", "compare", "evaluate", "preprocessing_warning", "score"]
 

@@ -12,7 +12,8 @@ from gossamer.arith.histogram import Observed, Tally
 from gossamer.errors import CandidateError, DataError, ModelError
 from gossamer.nouns.model import Model
 from gossamer.nouns.samples import Samples
-from gossamer.runtimes.onnxruntime import Session, open_session
+from gossamer.runtimes.contract import Session
+from gossamer.runtimes.onnxruntime import open_session
 
 BATCH_BYTES = 64_000_000  # of inputs and observed activations; twice this is held, as counting lags one batch behind
 LARGEST_BATCH = 16  # activations that nobody observes grow with the batch as well

@@ -6,6 +6,7 @@ import builtins
 
 import msgspec
 
+from gossamer.nouns.diagnosis import Diagnosis
 from gossamer.nouns.facts import Accuracy, Bytes, Energy, Facts, Latency, LayerError
 from gossamer.nouns.plan import Plan
 
@@ -55,7 +56,8 @@ class Machine(msgspec.Struct, frozen=True):
 class Record(msgspec.Struct, frozen=True):
     """Everything measured in one `compress`.
 
-    The first block keeps the words that every command's `--json` uses. `energy` is None where a shape is unknown.
+    The first block keeps the words that every command's `--json` uses. `energy` is None where a shape is unknown,
+    `diagnosis` where time was up.
     """
 
     met: bool
@@ -79,6 +81,7 @@ class Record(msgspec.Struct, frozen=True):
     candidates: tuple[Candidate, ...]
     machine: Machine
     energy: Energy | None = None
+    diagnosis: Diagnosis | None = None
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     interrupted: bool = False

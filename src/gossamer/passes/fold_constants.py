@@ -30,9 +30,6 @@ STORES: tuple[str, ...] = ()
 
 _KEPT = frozenset({"DequantizeLinear", "Bernoulli", "Multinomial"})
 _KEPT_PARTS = ("Random", "Sequence", "Optional")  # random values, and results that are not tensors
-_STORABLE = frozenset(
-    f"tensor({name})" for name in "float float16 double bool int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
-)
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -151,7 +148,7 @@ def _evaluate(model: Model, nodes: Iterable[ir.Node]) -> dict[str, np.ndarray]:
     part = ir.convenience.extract(model.ir.graph, [], wanted)
     extracted = Model(ir.Model(part, ir_version=model.ir.ir_version), f"the constants of {model.name}")
     session = open_session(extracted, optimize=False)
-    names = [value.name for value in session.handle.get_outputs() if value.type in _STORABLE]
+    names = [name for name, dtype in session.outputs.items() if dtype is not None and dtype.kind in "fiub"]
     return dict(zip(names, session.run({}, names), strict=True)) if names else {}
 
 

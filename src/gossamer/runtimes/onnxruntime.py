@@ -7,8 +7,6 @@ kernels two to three times as fast as float; int8 activations leave most convolu
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,49 +14,13 @@ import onnxruntime as ort
 
 from gossamer.errors import CandidateError, ModelError
 from gossamer.nouns.model import PROTO_LIMIT_BYTES, Model, save, to_bytes
+from gossamer.runtimes.contract import Session
 
 NAME = "onnxruntime"
 VERSION: str = ort.__version__
+FLOAT = "float32"
 
 ort.set_default_logger_severity(3)  # its warnings about unused initializers are not for the person at the terminal
-
-
-@dataclass(frozen=True)
-class Session:
-    """An opened model.
-
-    Attributes:
-        handle: the runtime's own session.
-        inputs: name -> (numpy dtype, shape; a dimension is an int, or a str or None where it is free).
-        outputs: names, in order.
-        threads: intra-op threads.
-    """
-
-    handle: ort.InferenceSession
-    inputs: dict[str, tuple[np.dtype, tuple[int | str | None, ...]]]
-    outputs: tuple[str, ...]
-    threads: int
-
-    @property
-    def static_batch(self) -> int | None:
-        """The batch size the model insists on, or None if its first axis is free."""
-        for _, shape in self.inputs.values():
-            if shape and isinstance(shape[0], int):
-                return shape[0]
-        return None
-
-    def run(self, feeds: Mapping[str, np.ndarray], names: Sequence[str] | None = None) -> list[np.ndarray]:
-        """Some or all outputs for one batch; a batch smaller than a static one is padded and cut back.
-
-        An output whose first axis is not the batch comes back as the runtime gave it.
-        """
-        wanted = None if names is None else list(names)
-        size, rows = self.static_batch, len(next(iter(feeds.values()))) if feeds else 0
-        if size is None or rows >= size or not feeds:
-            return list(self.handle.run(wanted, dict(feeds)))
-        padded = {name: np.concatenate([x, np.repeat(x[-1:], size - rows, axis=0)]) for name, x in feeds.items()}
-        outputs = self.handle.run(wanted, padded)
-        return [y[:rows] if y.ndim and len(y) == size else y for y in outputs]
 
 
 def open_session(model: Model | Path, threads: int = 1, optimize: bool = True) -> Session:
@@ -91,7 +53,8 @@ def open_session(model: Model | Path, threads: int = 1, optimize: bool = True) -
     except Exception as error:  # onnxruntime raises a dozen unrelated types
         raise CandidateError(f"onnxruntime refuses the model: {_first_line(error)}") from error
     inputs = {value.name: (_dtype(value.type, value.name), tuple(value.shape)) for value in handle.get_inputs()}
-    return Session(handle, inputs, tuple(value.name for value in handle.get_outputs()), threads)
+    outputs = {value.name: _output_dtype(value.type) for value in handle.get_outputs()}
+    return Session(handle.run, inputs, outputs, threads, f"{NAME} {VERSION}")
 
 
 def _first_line(error: Exception) -> str:
@@ -109,6 +72,15 @@ def _dtype(tensor_type: str, name: str) -> np.dtype:
         if element == "string":
             return np.dtype(object)
         raise ModelError(f"input {name!r} has type {tensor_type}; inputs must be tensors of numbers or text") from None
+
+
+def _output_dtype(kind: str) -> np.dtype | None:
+    """None for sequences, optionals, and types that numpy does not have."""
+    element = kind.removeprefix("tensor(").removesuffix(")")
+    try:
+        return np.dtype(object if element == "string" else _NUMPY_NAME.get(element, element))
+    except TypeError:
+        return None
 
 
 # What planning asks of a runtime. Measured on x86 with VNNI, onnxruntime 1.31.

@@ -1,0 +1,80 @@
+"""Diagnosis: why the result is as it is, layer by layer and step by step."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class LayerBlame(msgspec.Struct, frozen=True):
+    """What one integer layer of the result costs.
+
+    Attributes:
+        node, op, tensor: the layer, its operator and its output.
+        position: its place in the graph.
+        snr_db: signal-to-noise ratio of its output in the result, in dB; noise that came in is in it.
+        added_ratio: noise over signal at its output, less the worst of its inputs; what the layer itself adds.
+        restored_db: how much truer the network's outputs are, in dB, with this layer alone back in float; None where
+            that was not measured.
+        restored_latency_ratio: latency then over latency now; None where that was not measured.
+    """
+
+    node: str
+    op: str
+    tensor: str
+    position: int
+    snr_db: float
+    added_ratio: float
+    restored_db: float | None = None
+    restored_latency_ratio: float | None = None
+
+
+class RangeHistogram(msgspec.Struct, frozen=True):
+    """What an activation looked like on the calibration samples, and the range its quantizer covers.
+
+    Attributes:
+        tensor: its name.
+        low, high: of the first and the last bin; all bins are as wide.
+        counts: of each bin.
+        clip_low, clip_high: the least and the largest value that the quantizer can say.
+        levels: how many values it can say.
+    """
+
+    tensor: str
+    low: float
+    high: float
+    counts: tuple[int, ...]
+    clip_low: float
+    clip_high: float
+    levels: int
+
+
+class StepEffect(msgspec.Struct, frozen=True):
+    """The plan up to and with one step, held against the original.
+
+    Attributes:
+        step: the step in words.
+        snr_db: of the network's outputs.
+        latency_ratio: latency over that of the original (below 1 is faster).
+        bytes_ratio: bytes on disk over those of the original.
+    """
+
+    step: str
+    snr_db: float
+    latency_ratio: float
+    bytes_ratio: float
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """Something a person should know, and what was done about it or the command that would."""
+
+    text: str
+    remedy: str
+
+
+class Diagnosis(msgspec.Struct, frozen=True):
+    """All of it. `layers` is in graph order, `ranges` are those of the worst layers, `steps` those of the plan."""
+
+    layers: tuple[LayerBlame, ...] = ()
+    ranges: tuple[RangeHistogram, ...] = ()
+    steps: tuple[StepEffect, ...] = ()
+    findings: tuple[Finding, ...] = ()

@@ -277,7 +277,8 @@ def test_a_seed_that_is_none_is_refused(seed: object, demo: Path, tmp_path: Path
 @pytest.mark.parametrize("threads", [0, 100_000])
 def test_threads_that_the_machine_does_not_have_are_refused(threads: int, demo: Path, tmp_path: Path) -> None:
     with pytest.raises(gossamer.GossamerError, match=f"threads is {threads}; allowed is 1 to"):
-        gossamer.compress(demo / "original.onnx", demo / "data.npz", out=tmp_path, threads=threads)
+        target = gossamer.Target(threads=threads)
+        gossamer.compress(demo / "original.onnx", demo / "data.npz", out=tmp_path, target=target)
 
 
 def test_a_budget_that_is_none_is_refused(demo: Path, tmp_path: Path) -> None:

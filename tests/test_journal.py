@@ -20,8 +20,9 @@ from gossamer.errors import OutputError
 from gossamer.journal import JOURNAL, WORK, Entry, Run, open_journal, workshop
 from gossamer.nouns.plan import Plan, Step
 from gossamer.nouns.record import Candidate
+from gossamer.nouns.target import Target
 
-RUN = Run("original", "calibrate", "select", "top1", 1, {"onnxruntime": "1"})
+RUN = Run("original", "calibrate", "select", "top1", Target(), {"onnxruntime": "1"})
 
 
 def entry(name: str, sha256: str = "") -> Entry:
@@ -33,7 +34,7 @@ def test_what_was_added_is_recalled_by_the_same_run_only(tmp_path: Path) -> None
     again = open_journal(tmp_path, RUN)
     assert again.recall(entry("a").candidate.plan) == entry("a")
     assert again.recall(entry("b").candidate.plan) is None
-    other = open_journal(tmp_path, Run("another", "calibrate", "select", "top1", 1, {}))
+    other = open_journal(tmp_path, Run("another", "calibrate", "select", "top1", Target(), {}))
     assert other.recall(entry("a").candidate.plan) is None
 
 

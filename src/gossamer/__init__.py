@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gossamer.nouns.plan import Plan, Scope, Step
     from gossamer.nouns.record import Record
     from gossamer.nouns.samples import Samples
+    from gossamer.nouns.target import Target
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ _HOME = {
     "Samples": "nouns.samples",
     "Scope": "nouns.plan",
     "Step": "nouns.plan",
+    "Target": "nouns.target",
     "apply": "compression",
     "compare": "compression",
     "compress": "compression",
@@ -61,6 +63,7 @@ __all__ = [
     "Samples",
     "Scope",
     "Step",
+    "Target",
     "apply",
     "compare",
     "compress",

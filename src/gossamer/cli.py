@@ -97,6 +97,13 @@ Metric = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the three splits: calibrate, select, verify.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of the runtime, while measuring too.")]
+Runtime = Annotated[
+    str, typer.Option(metavar="NAME", help="What runs the result: onnxruntime, or openvino (an extra to install).")
+]
+Instructions = Annotated[
+    Literal["native", "avx2", "avx512", "vnni"],
+    typer.Option(help="Of the processor that the result is for; without VNNI weights keep to 7 bits."),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="One JSON object on standard output; progress goes to standard error.")
 ]
@@ -127,6 +134,8 @@ def compress(
     metric: Metric = None,
     seed: Seed = 0,
     threads: Threads = 1,
+    runtime: Runtime = "onnxruntime",
+    instructions: Instructions = "native",
     size: Size = None,
     resize: Resize = None,
     mean: Mean = "",
@@ -158,13 +167,15 @@ def compress(
         gossamer compress encoder.onnx --data loader:sentences --minimize size
     """
     from gossamer.nouns.budget import Budget
+    from gossamer.nouns.target import Target
 
     with reporting() as console:
         from gossamer import compression
 
         options = data_options(size, resize, mean, std, scale, layout, channels)
         budget = Budget(max_drop, minimize, confident, time_limit)
-        record = compression.compress(model, data, budget, out, options, metric, seed, threads, console.log_line)
+        target = Target(runtime, threads, instructions)
+        record = compression.compress(model, data, budget, out, options, metric, seed, target, console.log_line)
         console.finish(record, json)
 
 
@@ -193,6 +204,7 @@ def compare(
     max_drop: Drop = "1%",  # type: ignore[assignment]
     metric: Metric = None,
     threads: Threads = 1,
+    runtime: Runtime = "onnxruntime",
     size: Size = None,
     resize: Resize = None,
     mean: Mean = "",
@@ -208,9 +220,11 @@ def compare(
     """
     with reporting() as console:
         from gossamer import compression
+        from gossamer.nouns.target import Target
 
         options = data_options(size, resize, mean, std, scale, layout, channels)
-        comparison = compression.compare(original, result, data, max_drop, options, metric, threads)
+        target = Target(runtime, threads)
+        comparison = compression.compare(original, result, data, max_drop, options, metric, target)
         console.finish_comparison(comparison, json)
 
 

@@ -35,12 +35,12 @@ from gossamer.nouns.facts import Bytes, Energy, Facts
 from gossamer.nouns.model import Model, model_sha256, save, sha256, size_bytes, write_file
 from gossamer.nouns.plan import Calibration, Plan
 from gossamer.nouns.record import Comparison, Record, Split, Splits
+from gossamer.nouns.target import Target
 from gossamer.passes.contract import run_plan
 from gossamer.planning.candidates import propose
 from gossamer.replay import evidence_from, read_plan, recorded_evidence
 from gossamer.report.html import write_report
-from gossamer.runtimes import onnxruntime as runtime
-from gossamer.runtimes.onnxruntime import open_session
+from gossamer.runtimes.contract import find
 from gossamer.trials import PROOF_S, Bench, Outcome, Say, Trial, try_all, verify_best
 
 LAYER_SAMPLES = 32  # that the noise of single layers is taken over
@@ -58,7 +58,7 @@ def compress(
     data_options: DataOptions | None = None,
     metric: str | None = None,
     seed: int = 0,
-    threads: int = 1,
+    target: Target = Target(),  # noqa: B008
     say: Say = silent,
 ) -> Record:
     """Make a model as fast or small as its budget allows, and write it with the proof into a folder.
@@ -71,7 +71,7 @@ def compress(
         data_options: how pictures of a folder become arrays.
         metric: "top1", "agreement", "snr" or `module:function`; by default the one that suits the data.
         seed: of the three splits.
-        threads: that the runtime uses, while measuring and while timing.
+        target: the runtime, its threads and the processor that the result is meant for.
         say: called with a line of progress now and then.
 
     Returns:
@@ -87,14 +87,15 @@ def compress(
     check_not_input(source.path, folder)
     with workshop(folder) as work:
         say("reading the model and the data")
-        bench = _set_up(source, data, budget, data_options, metric, seed, threads, work, say, begin)
+        bench = _set_up(source, data, budget, data_options, metric, seed, target, work, say, begin)
         tried, cut = try_all(bench)
         say("verifying the choice")
         outcome = verify_best(bench, tried)
 
         staged, chosen = work / "result", outcome.trial.candidate.plan
         deliver(outcome.trial.path or bench.path, staged / "model.onnx", ours=outcome.trial.path is not None)
-        open_session(staged / "model.onnx", threads)  # the very file that is handed over, whichever it is
+        # the very file that is handed over, whichever it is
+        bench.select.runtime.open_session(staged / "model.onnx", target.threads)
         if source.path is None:  # leave the file that the result was held against
             deliver(bench.path, staged / "original.onnx")
         calibration = replace(bench.calibration, data=seen_from(folder, bench.calibration.data))
@@ -113,7 +114,7 @@ def _set_up(
     options: DataOptions | None,
     metric: str | None,
     seed: int,
-    threads: int,
+    target: Target,
     work: Path,
     say: Say,
     begin: float,
@@ -122,17 +123,19 @@ def _set_up(
     path = source.path or work / "original.onnx"
     if source.path is None:
         save(source, path)
-    session = open_original(path, threads)
+    runtime = find(target.runtime)
+    session = open_original(path, runtime, target)
     unbound = read_samples(data, options)
     samples = bind(unbound, session.inputs)
     rule = choose_metric(session, samples, metric)
     calibrate, select, verify, optimistic = split(samples, seed)
     prepared = normalise(source)
     scoring = perf_counter()
-    original = baseline(session, path, select, rule)
+    original = baseline(runtime, session, path, select, rule)
     reserve_s = PROOF_S + 2 * (perf_counter() - scoring) * len(verify) / len(select)  # what verifying will take
     parts = tuple(Split(len(part), part.digest()) for part in (calibrate, select, verify))
-    run = Run(model_sha256(path), parts[0].digest, parts[1].digest, _identity(rule), threads, describe().versions)
+    versions = describe(target.runtime).versions
+    run = Run(model_sha256(path), parts[0].digest, parts[1].digest, _identity(rule), target, versions)
     named = str(data) if isinstance(data, (str, Path)) else ""
     return Bench(
         model=prepared,
@@ -142,9 +145,10 @@ def _set_up(
         budget=budget,
         select=original,
         verify=verify,
-        evidence=Evidence(calibrate, threads),
+        evidence=Evidence(calibrate, target.threads),
+        target=target,
         splits=Splits(parts[0], parts[1], parts[2], seed, optimistic),
-        calibration=Calibration(named, msgspec.to_builtins(options or {}), seed, threads, parts[0].digest),
+        calibration=Calibration(named, msgspec.to_builtins(options or {}), seed, target.threads, parts[0].digest),
         notes=(*prepared.notes, *cast_notes(unbound, session.inputs)),
         say=say,
         deadline=inf if budget.time_limit_s is None else begin + budget.time_limit_s - reserve_s,
@@ -184,8 +188,8 @@ def _record(
         labelled=bench.verify.labels is not None,
         splits=replace(bench.splits, optimistic=tuple(dict.fromkeys((*flattered, *bench.splits.optimistic)))),
         candidates=tuple(trial.candidate for trial in tried),
-        machine=describe(),
-        energy=_energy(bench.model, artifact, bench.select, bench.evidence.threads),
+        machine=describe(bench.target.runtime),
+        energy=_energy(bench.model, artifact, bench.select),
         warnings=tuple(filter(None, [advice, out_of_time, *outcome.warnings])),
         notes=(*bench.notes, *chosen.notes),
         interrupted=cut == "interrupt" or not outcome.verified,
@@ -193,18 +197,18 @@ def _record(
     )
 
 
-def _energy(original: Model, result: Path, timed: Baseline, threads: int) -> Energy | None:
+def _energy(original: Model, result: Path, timed: Baseline) -> Energy | None:
     """Energy of one call, or None where it can neither be measured nor estimated."""
     try:
-        return energy(original, read(result), timed.feeds, threads)
+        return energy(original, read(result), timed.feeds, timed.runtime, timed.session.threads)
     except GossamerError:
         return None
 
 
-def plan(model: Any, budget: Budget = Budget()) -> tuple[Plan, ...]:  # noqa: B008
+def plan(model: Any, budget: Budget = Budget(), target: Target = Target()) -> tuple[Plan, ...]:  # noqa: B008
     """The plans that `compress` would try first for a model."""
     check_budget(budget)
-    return propose(normalise(read(model)), runtime, budget.minimize)
+    return propose(normalise(read(model)), find(target.runtime), budget.minimize)
 
 
 def apply(plan: Plan | str | Path, model: Any, data: Any = None, data_options: DataOptions | None = None) -> Model:
@@ -238,7 +242,7 @@ def measure(
     data: Any,
     data_options: DataOptions | None = None,
     metric: str | None = None,
-    threads: int = 1,
+    target: Target = Target(),  # noqa: B008
 ) -> Facts:
     """Hold two ONNX files against each other on all samples: accuracy or agreement, bytes, interleaved latency.
 
@@ -247,10 +251,12 @@ def measure(
         CandidateError: `result` does not open or run.
     """
     path = read(original).path or Path(original)
-    session = open_original(path, threads)
+    runtime = find(target.runtime)
+    session = open_original(path, runtime, target)
     samples = bind(read_samples(data, data_options), session.inputs)
     rule = choose_metric(session, samples, metric)
-    return judge(read(result).path or Path(result), baseline(session, path, samples, rule), rule, budget_s=PROOF_S)
+    before = baseline(runtime, session, path, samples, rule)
+    return judge(read(result).path or Path(result), before, rule, budget_s=PROOF_S)
 
 
 def compare(
@@ -260,7 +266,7 @@ def compare(
     max_drop: float = 0.01,
     data_options: DataOptions | None = None,
     metric: str | None = None,
-    threads: int = 1,
+    target: Target = Target(),  # noqa: B008
 ) -> Comparison:
     """`measure`, and the noise of every layer.
 
@@ -269,8 +275,8 @@ def compare(
         CandidateError: `result` does not open or run.
     """
     begin = perf_counter()
-    facts = measure(original, result, data, data_options, metric, threads)
-    samples = bind(read_samples(data, data_options), runtime.open_session(Path(original)).inputs)
+    facts = measure(original, result, data, data_options, metric, target)
+    samples = bind(read_samples(data, data_options), find(target.runtime).open_session(Path(original)).inputs)
     few = samples.take(np.arange(min(len(samples), LAYER_SAMPLES)))
     return Comparison(
         met=meets(facts.accuracy, Budget(max_drop)),
@@ -292,7 +298,7 @@ def verify(
     budget: Budget = Budget(),  # noqa: B008
     data_options: DataOptions | None = None,
     metric: str | None = None,
-    threads: int = 1,
+    target: Target = Target(),  # noqa: B008
 ) -> bool:
     """Whether a file meets a budget's floor on all samples, by the gate's own measurement.
 
@@ -301,4 +307,4 @@ def verify(
         CandidateError: the file does not pass the gate.
     """
     check_budget(budget)
-    return meets(measure(original, result, data, data_options, metric, threads).accuracy, budget)
+    return meets(measure(original, result, data, data_options, metric, target).accuracy, budget)

@@ -18,8 +18,9 @@ from gossamer.nouns.budget import Budget
 from gossamer.nouns.facts import Accuracy, Bytes, Facts
 from gossamer.nouns.model import size_bytes
 from gossamer.nouns.samples import Samples
-from gossamer.runtimes.contract import Session
-from gossamer.runtimes.onnxruntime import open_session
+from gossamer.nouns.target import Target
+from gossamer.runtimes import onnxruntime
+from gossamer.runtimes.contract import Runtime, Session
 
 ROUNDING = 1e-9  # a drop of exactly the floor must not fail by the last bit of a mean
 
@@ -29,37 +30,43 @@ class Baseline:
     """The original, opened and scored once on one split.
 
     Attributes:
-        session: on the runtime the result is meant for.
+        runtime: that the result is meant for.
+        session: opened there.
         size_bytes: of everything needed to run it.
         samples: the split.
         scores: of the original on them.
+        truth: of the original in float32, what noise is measured against; `scores` themselves where the runtime
+            computes in float32.
         feeds: the batch that is timed: one sample, or as many as the model insists on.
     """
 
+    runtime: Runtime
     session: Session
     size_bytes: int
     samples: Samples
     scores: Scores
+    truth: Scores
     feeds: dict[str, np.ndarray]
 
 
-def open_original(path: Path, threads: int) -> Session:
-    """Open the original.
+def open_original(path: Path, runtime: Runtime, target: Target) -> Session:
+    """Open the original on its target's runtime.
 
     Raises:
         OptionError: more threads than this process has processors, or fewer than one.
         ModelError: the runtime cannot run it.
     """
+    threads = target.threads
     if not 1 <= threads <= available_cores():
         raise OptionError(f"threads is {threads}; allowed is 1 to {available_cores()}, the processors of this machine")
     try:
-        return open_session(path, threads)
+        return runtime.open_session(path, threads)
     except CandidateError as error:
         raise ModelError(f"{path.name}: {error}; only a model that runs can be compressed") from error
 
 
-def baseline(session: Session, path: Path, samples: Samples, metric: Metric) -> Baseline:
-    """Score the original on a split.
+def baseline(runtime: Runtime, session: Session, path: Path, samples: Samples, metric: Metric) -> Baseline:
+    """Score the original on a split; where the runtime rounds floats, in float32 too, by onnxruntime.
 
     Raises:
         ModelError, DataError: it fails on the samples, or they do not fit.
@@ -67,7 +74,12 @@ def baseline(session: Session, path: Path, samples: Samples, metric: Metric) -> 
     first = next(samples.take(np.arange(1)).batches(1)).feeds
     repeats = session.static_batch or 1
     feeds = {name: np.repeat(array, repeats, axis=0) for name, array in first.items()}
-    return Baseline(session, size_bytes(path), samples, score(session, samples, metric), feeds)
+    if runtime.FLOAT == "float32":
+        truth = scores = score(session, samples, metric)
+    else:
+        truth = score(onnxruntime.open_session(path, session.threads), samples, metric)
+        scores = score(session, samples, metric, truth)
+    return Baseline(runtime, session, size_bytes(path), samples, scores, truth, feeds)
 
 
 def judge(path: Path, original: Baseline, metric: Metric, stores: Collection[str] = (), budget_s: float = 3.0) -> Facts:
@@ -81,13 +93,13 @@ def judge(path: Path, original: Baseline, metric: Metric, stores: Collection[str
     Raises:
         CandidateError: it does not open or run, gives NaN, or lacks a promised type.
     """
-    session = open_session(path, original.session.threads)
+    session = original.runtime.open_session(path, original.session.threads)
     if session.inputs.keys() != original.session.inputs.keys() or list(session.outputs) != list(
         original.session.outputs
     ):
         raise CandidateError(f"{path.name}: inputs or outputs have other names than the original's")
     check_types(path, stores)
-    scores = score(session, original.samples, metric, original.scores)
+    scores = score(session, original.samples, metric, original.truth)
     latency = compare_latency(original.session, session, original.feeds, original.session.threads, budget_s=budget_s)
     return Facts(compare(original.scores, scores), Bytes(original.size_bytes, size_bytes(path)), latency)
 

@@ -21,6 +21,7 @@ from gossamer.errors import OutputError
 from gossamer.nouns.model import sha256
 from gossamer.nouns.plan import Plan
 from gossamer.nouns.record import Candidate
+from gossamer.nouns.target import Target
 
 WORK = ".gossamer"
 JOURNAL = "journal.jsonl"
@@ -33,7 +34,7 @@ class Run(msgspec.Struct, frozen=True):
     calibrate: str
     select: str
     metric: str
-    threads: int
+    target: Target
     versions: dict[str, str]
 
 

@@ -14,7 +14,7 @@ from gossamer.intake.splits import split
 from gossamer.measuring.evidence import Evidence
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Plan, plan_from_yaml
-from gossamer.runtimes import onnxruntime as runtime
+from gossamer.runtimes.onnxruntime import open_session
 
 
 def read_plan(path: Path) -> Plan:
@@ -58,6 +58,6 @@ def recorded_evidence(plan: Plan, source: Model, base: Path) -> Evidence:
 def evidence_from(data: Any, options: DataOptions | None, plan: Plan, source: Model) -> Evidence:
     """Evidence over the calibration split of any samples, made with the plan's seed."""
     threads = plan.calibration.threads
-    session = runtime.open_session(source.path or source, threads)
+    session = open_session(source.path or source, threads)
     samples = bind(read_samples(data, options), session.inputs)
     return Evidence(split(samples, plan.calibration.seed)[0], threads)

@@ -21,11 +21,11 @@ from gossamer.nouns.model import Model, save, sha256
 from gossamer.nouns.plan import Calibration, Plan
 from gossamer.nouns.record import Candidate, Splits
 from gossamer.nouns.samples import Samples
+from gossamer.nouns.target import Target
 from gossamer.passes.contract import Memo, run_plan
 from gossamer.planning.candidates import ORIGINAL, propose
 from gossamer.planning.choice import rank
 from gossamer.planning.refinement import refine
-from gossamer.runtimes import onnxruntime as runtime
 
 TRIAL_S = 1.5  # seconds of timing for a candidate
 PROOF_S = 4.0  # and for the one that is returned
@@ -50,6 +50,7 @@ class Bench:
         select: the original, opened and scored on the split that chooses.
         verify: the split that took no part in anything.
         evidence: statistics of the calibration split.
+        target: where the result is to run.
         splits, calibration: for the record and for plan.yaml.
         notes: what coming in changed.
         say: told of every candidate.
@@ -66,6 +67,7 @@ class Bench:
     select: Baseline
     verify: Samples
     evidence: Evidence
+    target: Target
     splits: Splits
     calibration: Calibration
     notes: tuple[str, ...]
@@ -104,7 +106,7 @@ def try_all(bench: Bench) -> tuple[list[Trial], str]:
     """Both rounds of candidates, and what cut them short, if anything did; what is finished by then is kept."""
     tried: list[Trial] = [_original(bench)]
     try:
-        for plan in propose(bench.model, runtime, bench.budget.minimize):
+        for plan in propose(bench.model, bench.select.runtime, bench.budget.minimize):
             tried.extend(_try(plan, bench, tried))
         for plan in refine(bench.model, [trial.candidate for trial in tried], bench.budget.minimize):
             tried.extend(_try(plan, bench, tried))
@@ -122,7 +124,7 @@ def verify_best(bench: Bench, tried: list[Trial]) -> Outcome:
     trials = {trial.candidate.plan.name: trial for trial in tried}
     ranked = [trials[candidate.plan.name] for candidate in rank([t.candidate for t in tried], bench.budget)]
     try:
-        original = baseline(bench.select.session, bench.path, bench.verify, bench.metric)
+        original = baseline(bench.select.runtime, bench.select.session, bench.path, bench.verify, bench.metric)
         return _first_that_holds(ranked, original, bench)
     except KeyboardInterrupt:
         bench.say("interrupted: the figures are those of the samples that chose")

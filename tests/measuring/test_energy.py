@@ -82,7 +82,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 def opened(machine: Machine, monkeypatch: pytest.MonkeyPatch, original_uj: int, result_uj: int) -> None:
     sessions = iter([machine.session("a", original_uj, 0.07), machine.session("b", result_uj, 0.11)])
-    monkeypatch.setattr(module, "open_session", lambda model, threads: next(sessions))
+    monkeypatch.setattr(module.onnxruntime, "open_session", lambda model, threads: next(sessions))
 
 
 def test_measured_where_there_are_counters(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,8 +28,8 @@ from gossamer.measuring.shapes import Shapes, static_shapes
 from gossamer.measuring.weights import constants_of
 from gossamer.nouns.facts import Energy
 from gossamer.nouns.model import Model
-from gossamer.runtimes.contract import Session
-from gossamer.runtimes.onnxruntime import open_session
+from gossamer.runtimes import onnxruntime
+from gossamer.runtimes.contract import Runtime, Session
 
 # Horowitz 2014, "Computing's energy problem (and what we can do about it)", ISSCC, figure 1.1.9: 45 nm, 0.9 V, in pJ.
 ADD_PJ = {"int8": 0.03, "int32": 0.1, "float16": 0.4, "float32": 0.9}
@@ -68,7 +68,12 @@ class Zone(NamedTuple):
 
 
 def energy(
-    original: Model, result: Model, feeds: Mapping[str, np.ndarray], threads: int = 1, rounds: int = ROUNDS
+    original: Model,
+    result: Model,
+    feeds: Mapping[str, np.ndarray],
+    runtime: Runtime = onnxruntime,
+    threads: int = 1,
+    rounds: int = ROUNDS,
 ) -> Energy:
     """Energy of one call with `feeds`: by RAPL where its counters can be read and move, else estimated.
 
@@ -82,7 +87,8 @@ def energy(
     """
     zones = readable_zones(POWERCAP)
     if zones:
-        sessions = {"original": open_session(original, threads), "result": open_session(result, threads)}
+        models = {"original": original, "result": result}
+        sessions = {name: runtime.open_session(model, threads) for name, model in models.items()}
         spent = race_energy(sessions, feeds, zones, threads, rounds)
         if min(min(turns) for turns in spent.values()) > 0:  # some virtual machines show a counter that stands still
             ratios = np.divide(spent["original"], spent["result"])

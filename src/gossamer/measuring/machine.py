@@ -10,6 +10,7 @@ from pathlib import Path
 
 import gossamer
 from gossamer.nouns.record import Machine
+from gossamer.nouns.target import Target
 
 # what inference kernels choose by; names as Linux spells them
 INFERENCE_FLAGS = (
@@ -40,7 +41,7 @@ STATUS = Path("/proc/self/status")
 PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime")
 
 
-def describe() -> Machine:
+def describe(*packages: str) -> Machine:
     """The processor, its instruction sets (on Linux; empty elsewhere), the system and the versions in use."""
     fields = _cpuinfo()
     flags = set(fields.get("flags", fields.get("Features", "")).split())
@@ -50,8 +51,16 @@ def describe() -> Machine:
         instruction_sets=tuple(flag for flag in INFERENCE_FLAGS if flag in flags),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
-        versions={"gossamer": gossamer.__version__} | {name: _version(name) for name in PACKAGES},
+        versions={"gossamer": gossamer.__version__} | {name: _version(name) for name in (*PACKAGES, *packages)},
     )
+
+
+def sums_in_16_bits(target: Target) -> bool:
+    """Whether the target's processor adds products of bytes in 16 bits, where they overflow: x86 without VNNI."""
+    if target.instructions != "native":
+        return target.instructions != "vnni"
+    flags = describe().instruction_sets
+    return "avx2" in flags and not {"avx512_vnni", "avx_vnni"} & set(flags)
 
 
 def available_cores() -> int:

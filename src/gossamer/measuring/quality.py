@@ -93,13 +93,13 @@ def compare(original: Scores, result: Scores) -> Accuracy:
     """The paired comparison of two models' scores on the same samples, with a 95 % interval of the drop.
 
     Scores of 0 and 1: adjusted Wald for matched pairs (Agresti and Min 2005); agreement, where the original is right
-    by definition: Wilson's (1927); other scores: Student's t on the differences.
+    by definition (but for one that its runtime rounds): Wilson's (1927); other scores: Student's t on the differences.
     """
     differences_N = original.values_N - result.values_N
     n = len(differences_N)
     binary = np.isin(original.values_N, (0, 1)).all() and np.isin(result.values_N, (0, 1)).all()
     lost, won = int((differences_N > 0).sum()), int((differences_N < 0).sum())
-    if result.metric == "agreement":
+    if result.metric == "agreement" and original.values_N.all():
         low, high = wilson(lost, n)
     elif binary:
         low, high = matched_pairs(lost, won, n)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from glob import escape
-from types import ModuleType
 
 from gossamer.graph.layers import Layer, convolutions_behind, is_depthwise, is_narrow_stem, layer_of, reads_table
 from gossamer.nouns.budget import Minimize
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Plan, Scope, Step
+from gossamer.runtimes.contract import Runtime
 
 ORIGINAL = "original"
 
@@ -59,7 +59,7 @@ def _first_blocks(layers: Sequence[Layer]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def propose(model: Model, runtime: ModuleType, minimize: Minimize) -> tuple[Plan, ...]:
+def propose(model: Model, runtime: Runtime, minimize: Minimize) -> tuple[Plan, ...]:
     """The first round: the original, float made clean, and every integer layout the runtime gains from."""
     found = features(model)
     clean = prepare(found, runtime)
@@ -79,13 +79,13 @@ def propose(model: Model, runtime: ModuleType, minimize: Minimize) -> tuple[Plan
     return (Plan(ORIGINAL), *plans)
 
 
-def prepare(found: Features, runtime: ModuleType) -> tuple[Step, ...]:
+def prepare(found: Features, runtime: Runtime) -> tuple[Step, ...]:
     """The function-preserving steps that every plan begins with."""
     slow = [Step(method) for method in runtime.SLOW_FUSIONS] if found.layer_norms else []
     return (Step("fold_constants"), Step("fold_batchnorm"), *slow)
 
 
-def _with_convolutions(found: Features, clean: tuple[Step, ...], runtime: ModuleType) -> list[Plan]:
+def _with_convolutions(found: Features, clean: tuple[Step, ...], runtime: Runtime) -> list[Plan]:
     """All in integers, and with the first layers left in float."""
     config = {"activation": runtime.ACTIVATION, "operators": list(runtime.INTEGER_OPERATORS), "rounding": "sums"}
     plans = [Plan("int8", (*clean, Step("quantize_static", config), Step("correct_bias")))]
@@ -97,7 +97,7 @@ def _with_convolutions(found: Features, clean: tuple[Step, ...], runtime: Module
     return plans
 
 
-def _with_products(found: Features, clean: tuple[Step, ...], runtime: ModuleType) -> Plan:
+def _with_products(found: Features, clean: tuple[Step, ...], runtime: Runtime) -> Plan:
     """The matrix products of a net without convolutions, static; the dynamic pass is left with the tables alone."""
     config = {"activation": runtime.ACTIVATION, "operators": list(runtime.INTEGER_PRODUCTS), "ranges": "percentile"}
     tables = (Step("quantize_dynamic"),) if found.tables and runtime.FAST_DYNAMIC else ()

@@ -85,8 +85,8 @@ def _output_dtype(kind: str) -> np.dtype | None:
 
 # What planning asks of a runtime. Measured on x86 with VNNI, onnxruntime 1.31.
 ACTIVATION = "uint8"  # with int8 activations most convolutions stay in float
-INTEGER_OPERATORS = ("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool")
-INTEGER_PRODUCTS = ("Gemm", "MatMul")  # give float out for free, so they can be alone in a float graph
+INTEGER_PRODUCTS: tuple[str, ...] = ("Gemm", "MatMul")  # give float out for free: can be alone in a float graph
+INTEGER_OPERATORS = ("Conv", *INTEGER_PRODUCTS, "Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool")
 FAST_DYNAMIC = True  # DynamicQuantizeLinear and MatMulInteger are fused
-SLOW_FUSIONS = ("split_skip_layernorm",)  # passes that keep the runtime from a fusion that loses time
-FAST_FORMS = ("fuse_attention",)  # passes that write a pattern as one operator, faster but only in recent versions
+SLOW_FUSIONS: tuple[str, ...] = ("split_skip_layernorm",)  # passes that keep it from a fusion that loses time
+FAST_FORMS: tuple[str, ...] = ("fuse_attention",)  # a pattern as one operator: faster, but only in recent versions

@@ -10,10 +10,12 @@ from time import perf_counter
 
 import msgspec
 
+from gossamer.blame import blame
 from gossamer.errors import CandidateError, OutputError
 from gossamer.gate import Baseline, baseline, judge, meets, unchanged
 from gossamer.journal import Entry, Journal
 from gossamer.measuring.evidence import Evidence
+from gossamer.measuring.latency import race, summarise
 from gossamer.measuring.quality import Metric
 from gossamer.nouns.budget import Budget
 from gossamer.nouns.facts import Facts
@@ -24,11 +26,13 @@ from gossamer.nouns.samples import Samples
 from gossamer.nouns.target import Target
 from gossamer.passes.contract import Memo, run_plan
 from gossamer.planning.candidates import ORIGINAL, propose
-from gossamer.planning.choice import rank
+from gossamer.planning.choice import finalists, rank
+from gossamer.planning.guard import culprits, raised, to_mend, worth_mending
 from gossamer.planning.refinement import refine
 
 TRIAL_S = 1.5  # seconds of timing for a candidate
-PROOF_S = 4.0  # and for the one that is returned
+FINAL_S = 6.0  # and for all that may be returned, in one race
+PROOF_S = 4.0  # and for the one that is
 
 
 class TimeUp(Exception):
@@ -103,13 +107,15 @@ class Outcome:
 
 
 def try_all(bench: Bench) -> tuple[list[Trial], str]:
-    """Both rounds of candidates, and what cut them short, if anything did; what is finished by then is kept."""
+    """All rounds of candidates, and what cut them short, if anything did; what is finished by then is kept."""
     tried: list[Trial] = [_original(bench)]
     try:
         for plan in propose(bench.model, bench.select.runtime, bench.budget.minimize):
             tried.extend(_try(plan, bench, tried))
         for plan in refine(bench.model, [trial.candidate for trial in tried], bench.budget.minimize):
             tried.extend(_try(plan, bench, tried))
+        _guard(bench, tried)
+        tried = _race(bench, tried)
     except KeyboardInterrupt:
         bench.say("interrupted: going on with the best so far")
         return tried, "interrupt"
@@ -220,6 +226,57 @@ def _measure(plan: Plan, bench: Bench) -> Entry | None:
         return Entry(Candidate(plan, error=reason, seconds=perf_counter() - begin))
     seconds = perf_counter() - begin
     return Entry(Candidate(plan, facts, False, "", seconds, applied.notes), digest, applied.stores)
+
+
+def _guard(bench: Bench, tried: list[Trial]) -> None:
+    """Where the best integer plan breaks the floor: as few of its layers as will do are raised, the worst first.
+
+    Twice as many each time, until the floor holds or the gain is gone; then halved down to the fewest that hold.
+    """
+    broken = to_mend([trial.candidate for trial in tried], bench.budget.minimize)
+    if broken is None:
+        return
+    if perf_counter() > bench.deadline:
+        raise TimeUp
+    bench.say(f"{broken.name} breaks the floor: looking for the layers to blame")
+    blames = blame(broken, bench.model, bench.evidence, bench.select.runtime, bench.select.feeds, bench.memo)
+    order = culprits(blames)
+    fewest, misses, count = len(order) + 1, 0, 1
+    while misses + 1 < fewest and count <= len(order):
+        found = list(_try(raised(broken, order[:count]), bench, tried))
+        tried.extend(found)
+        if found and found[0].candidate.met:
+            fewest = count
+        elif found and not worth_mending(found[0].candidate, [t.candidate for t in tried], bench.budget.minimize):
+            return  # with more of them it would be slower still
+        else:
+            misses = count
+        count = 2 * count if fewest > len(order) else (misses + fewest) // 2
+
+
+def _race(bench: Bench, tried: list[Trial]) -> list[Trial]:
+    """The finalists timed once more, all in one race, as what was timed a minute apart differs by noise alone."""
+    chosen = finalists([trial.candidate for trial in tried], bench.budget)
+    paths = {trial.candidate.plan.name: trial.path for trial in tried if trial.candidate in chosen and trial.path}
+    if len(paths) < 2:
+        return tried
+    if perf_counter() + FINAL_S > bench.deadline:
+        raise TimeUp
+    bench.say(f"timing the {len(paths)} fastest in one race")
+    threads = bench.target.threads
+    sessions = {name: bench.select.runtime.open_session(path, threads) for name, path in paths.items()}
+    times = race({"": bench.select.session, **sessions}, bench.select.feeds, threads, budget_s=FINAL_S)
+    return [_timed(trial, times, bench) for trial in tried]
+
+
+def _timed(trial: Trial, times: dict[str, list[float]], bench: Bench) -> Trial:
+    """The trial with its latency of this race, if it took part."""
+    candidate, name = trial.candidate, trial.candidate.plan.name
+    if candidate.facts is None or name not in times:
+        return trial
+    latency = summarise(times[""], times[name], bench.target.threads, bench.select.session.runtime)
+    facts = replace(candidate.facts, latency_ms=latency)
+    return replace(trial, candidate=msgspec.structs.replace(candidate, facts=facts))
 
 
 def _line(name: str, facts: Facts, met: bool) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -43,15 +43,20 @@ def compare_latency(
         budget_s: stop after so many seconds, but not before five rounds unless those would take four times as long.
     """
     times = race({"original": original, "result": result}, feeds, threads, rounds, budget_s)
-    ratios = np.divide(times["original"], times["result"])
+    return summarise(times["original"], times["result"], threads, result.runtime)
+
+
+def summarise(original_ms: Sequence[float], result_ms: Sequence[float], threads: int, runtime: str) -> Latency:
+    """The latency of two models of one race, given what `race` found of each."""
+    ratios = np.divide(original_ms, result_ms)
     return Latency(
-        original=median(times["original"]),
-        result=median(times["result"]),
+        original=median(original_ms),
+        result=median(result_ms),
         ratio=float(np.median(ratios)),
         low=float(np.percentile(ratios, 10)),
         high=float(np.percentile(ratios, 90)),
         threads=threads,
-        runtime=result.runtime,
+        runtime=runtime,
     )
 
 

@@ -11,6 +11,8 @@ from gossamer.planning.candidates import ORIGINAL
 
 SAME_SPEED = 0.03  # two files of the same graph differ by this much on a noisy machine
 SAME_SIZE = 0.005
+NEAR = 0.1  # what one race may turn around of what was timed at different moments
+MOST_FINALISTS = 6
 
 
 def rank(tried: Sequence[Candidate], budget: Budget) -> list[Candidate]:
@@ -39,6 +41,16 @@ def leader(candidates: Sequence[Candidate], minimize: Minimize) -> Candidate:
     best = max(gain(candidate, minimize) for candidate in candidates)
     equal = [candidate for candidate in candidates if gain(candidate, minimize) >= best * (1 - tolerance)]
     return max(equal, key=lambda candidate: (candidate.plan.name == ORIGINAL, _facts(candidate).accuracy.snr_db))
+
+
+def finalists(tried: Sequence[Candidate], budget: Budget) -> list[Candidate]:
+    """Those whose latency decides, and lies too close together for what was timed minutes apart; the best first."""
+    meeting = [candidate for candidate in rank(tried, budget) if candidate.met and candidate.plan.name != ORIGINAL]
+    if budget.minimize != "latency" or not meeting:
+        return []
+    best = max(gain(candidate, "latency") for candidate in meeting)
+    near = [candidate for candidate in meeting if gain(candidate, "latency") >= best * (1 - NEAR)]
+    return near[:MOST_FINALISTS]
 
 
 def gain(candidate: Candidate, minimize: Minimize) -> float:

@@ -1,0 +1,138 @@
+"""Which layers are to blame: the noise that each integer layer adds, and what restoring it alone gains and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import median
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+
+from gossamer.errors import CandidateError
+from gossamer.graph.edit import constant
+from gossamer.measuring.evidence import Evidence
+from gossamer.measuring.latency import race
+from gossamer.measuring.layer_error import layer_errors
+from gossamer.measuring.noise import to_db
+from gossamer.measuring.quality import Metric, score
+from gossamer.nouns.diagnosis import LayerBlame
+from gossamer.nouns.model import Model
+from gossamer.nouns.plan import Plan
+from gossamer.passes.contract import Memo, run_plan
+from gossamer.planning.guard import quantizing, raised, through_quantizing
+from gossamer.runtimes import onnxruntime
+from gossamer.runtimes.contract import Feeds, Runtime, Session
+
+SAMPLES = 32  # noise is a mean over many values; these are enough to rank layers
+SUSPECTS = 8  # layers that are restored one by one
+RACE_S = 4.0
+ROOM_BYTES = 1_000_000_000  # of weights of models that are open at once
+
+
+def blame(
+    plan: Plan,
+    model: Model,
+    evidence: Evidence,
+    runtime: Runtime,
+    feeds: Feeds,
+    memo: Memo,
+    suspects: int = SUSPECTS,
+) -> tuple[LayerBlame, ...]:
+    """Every layer that a plan computes in integers, in graph order; empty if it quantizes nothing.
+
+    The noise of each is seen with the graph run as written; the `suspects` that add most are then restored to float
+    one at a time, and the outputs' noise and the latency measured on the runtime.
+
+    Args:
+        model: what the plan starts from.
+        evidence: of the calibration split; the first 32 samples of it are used.
+        feeds: the batch that is timed.
+        memo: of the plan's run, so that what is known is not made again.
+
+    Raises:
+        CandidateError: the plan's result fails.
+    """
+    if quantizing(plan) is None:
+        return ()
+    bare = through_quantizing(plan)
+    result = run_plan(bare, model, evidence, memo).model
+    reference = result.reference or model
+    found = _noise(reference, result, evidence)
+    most = min(suspects, ROOM_BYTES // max(1, model.weight_bytes()))
+    worst = sorted(found, key=lambda one: one.added_ratio, reverse=True)[:most]
+    restored = _restore(bare, result, [one.node for one in worst], model, evidence, runtime, feeds, memo)
+    return tuple(
+        msgspec.structs.replace(one, restored_db=restored[one.node][0], restored_latency_ratio=restored[one.node][1])
+        if one.node in restored
+        else one
+        for one in found
+    )
+
+
+def _noise(reference: Model, result: Model, evidence: Evidence) -> list[LayerBlame]:
+    """What each integer layer's output looks like beside the reference's, and what came in."""
+    few = evidence.samples.take(np.arange(min(len(evidence.samples), SAMPLES)))
+    ratios = {error.tensor: 10 ** (-error.snr_db / 10) for error in layer_errors(reference, result, few)}
+    kept = {node.name: node for node in result.ir.graph}
+    blames = []
+    for position, node in enumerate(reference.ir.graph):
+        tensor = _visible_output(node, ratios)
+        if not node.name or tensor is None or not _in_integers(node, kept.get(node.name)):
+            continue
+        came_in = max((ratios.get(value.name or "", 0.0) for value in node.inputs if value is not None), default=0.0)
+        added = max(0.0, ratios[tensor] - came_in)
+        blames.append(LayerBlame(node.name, node.op_type, tensor, position, to_db(ratios[tensor]), added))
+    return blames
+
+
+def _visible_output(node: ir.Node, ratios: Mapping[str, float]) -> str | None:
+    """The node's output where both graphs have it, or that of the Relu or Clip which the quantizer swallowed."""
+    ends = [user for user in node.outputs[0].consumers() if user.op_type in ("Relu", "Clip")]
+    values = (node.outputs[0], *(end.outputs[0] for end in ends))
+    return next((value.name for value in values if value.name in ratios), None)
+
+
+def _in_integers(before: ir.Node, after: ir.Node | None) -> bool:
+    """Whether a node's weight is no longer the one it had, or all it reads comes out of integers."""
+    if after is None or after.op_type != before.op_type:
+        return any(constant(value) is not None for value in before.inputs)
+    if any(old is not None and constant(old) is not None for old in before.inputs):
+        return any(constant(old) is not None and constant(new) is None for old, new in _pairs(before, after))
+    makers = [value.producer() for value in after.inputs if value is not None]
+    return bool(makers) and all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
+
+
+def _pairs(before: ir.Node, after: ir.Node) -> list[tuple[ir.Value | None, ir.Value | None]]:
+    return list(zip(before.inputs, after.inputs, strict=False))
+
+
+def _restore(
+    plan: Plan,
+    result: Model,
+    nodes: list[str],
+    model: Model,
+    evidence: Evidence,
+    runtime: Runtime,
+    feeds: Feeds,
+    memo: Memo,
+) -> dict[str, tuple[float, float]]:
+    """Node -> dB that the outputs gain with it alone in float, and latency then over latency now."""
+    samples = evidence.samples.take(np.arange(min(len(evidence.samples), SAMPLES)))
+    if not nodes:
+        return {}
+    truth = score(onnxruntime.open_session(model, evidence.threads), samples, Metric("snr"))
+    sessions: dict[str, Session] = {"": runtime.open_session(result, evidence.threads)}
+    for node in nodes:
+        try:  # a copy of the memo: what is made here is needed once
+            changed = run_plan(raised(plan, [node]), model, evidence, dict(memo))
+            sessions[node] = runtime.open_session(changed.model, evidence.threads)
+        except CandidateError:  # the runtime may refuse a mixture; then there is nothing to gain by it
+            continue
+    noise_db = {
+        name: to_db(score(session, samples, Metric("snr"), truth).noise_ratio) for name, session in sessions.items()
+    }
+    times = race(sessions, feeds, evidence.threads, budget_s=RACE_S)
+    return {
+        node: (noise_db[node] - noise_db[""], median(np.divide(times[node], times[""]))) for node in sessions if node
+    }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from statistics import median
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -11,6 +10,7 @@ import onnx_ir as ir
 
 from gossamer.errors import CandidateError
 from gossamer.graph.edit import constant
+from gossamer.graph.placement import MOVERS
 from gossamer.measuring.evidence import Evidence
 from gossamer.measuring.latency import race
 from gossamer.measuring.layer_error import layer_errors
@@ -20,7 +20,7 @@ from gossamer.nouns.diagnosis import LayerBlame
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Plan
 from gossamer.passes.contract import Memo, run_plan
-from gossamer.planning.guard import quantizing, raised, through_quantizing
+from gossamer.planning.guard import quantizing, raised, relief_by_price, through_quantizing
 from gossamer.runtimes import onnxruntime
 from gossamer.runtimes.contract import Feeds, Runtime, Session
 
@@ -28,6 +28,8 @@ SAMPLES = 32  # noise is a mean over many values; these are enough to rank layer
 SUSPECTS = 8  # layers that are restored one by one
 RACE_S = 4.0
 ROOM_BYTES = 1_000_000_000  # of weights of models that are open at once
+
+Move = tuple[str, ...]  # a suspect, and the nodes restored with it
 
 
 def blame(
@@ -59,15 +61,21 @@ def blame(
     result = run_plan(bare, model, evidence, memo).model
     reference = result.reference or model
     found = _noise(reference, result, evidence)
-    most = min(suspects, ROOM_BYTES // max(1, model.weight_bytes()))
+    most = min(suspects, ROOM_BYTES // (2 * max(1, model.weight_bytes())))
     worst = sorted(found, key=lambda one: one.added_ratio, reverse=True)[:most]
-    restored = _restore(bare, result, [one.node for one in worst], model, evidence, runtime, feeds, memo)
-    return tuple(
-        msgspec.structs.replace(one, restored_db=restored[one.node][0], restored_latency_ratio=restored[one.node][1])
-        if one.node in restored
-        else one
-        for one in found
-    )
+    moves = _moves(reference, [one.node for one in found], [one.node for one in worst])
+    effects = _restore(bare, result, moves, model, evidence, runtime, feeds, memo)
+    return tuple(_with_best(one, effects) for one in found)
+
+
+def _with_best(one: LayerBlame, effects: Mapping[Move, tuple[float, float]]) -> LayerBlame:
+    """The layer with what its better move gains and costs, if it was a suspect."""
+    tried = [
+        msgspec.structs.replace(one, restored_db=db, restored_latency_ratio=ratio, restored_with=move[1:])
+        for move, (db, ratio) in effects.items()
+        if move[0] == one.node
+    ]
+    return max(tried, key=relief_by_price, default=one)
 
 
 def _noise(reference: Model, result: Model, evidence: Evidence) -> list[LayerBlame]:
@@ -107,32 +115,54 @@ def _pairs(before: ir.Node, after: ir.Node) -> list[tuple[ir.Value | None, ir.Va
     return list(zip(before.inputs, after.inputs, strict=False))
 
 
+def _moves(reference: Model, integer: Sequence[str], suspects: Sequence[str]) -> list[Move]:
+    """For each suspect: it alone, and with the integer layers that make what it reads."""
+    nodes = {node.name: node for node in reference.ir.graph}
+    moves: list[Move] = []
+    for name in suspects:
+        makers = [_maker(value) for value in nodes[name].inputs if value is not None and constant(value) is None]
+        others = tuple(maker.name or "" for maker in makers if maker is not None and maker.name in integer)
+        moves += [(name,), (name, *others)] if others else [(name,)]
+    return moves
+
+
+def _maker(value: ir.Value) -> ir.Node | None:
+    """The node that computed a value; what only moves or bounds it is passed over."""
+    node = value.producer()
+    while node is not None and node.op_type in (*MOVERS, "Relu", "Clip") and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node
+
+
 def _restore(
     plan: Plan,
     result: Model,
-    nodes: list[str],
+    moves: Sequence[Move],
     model: Model,
     evidence: Evidence,
     runtime: Runtime,
     feeds: Feeds,
     memo: Memo,
-) -> dict[str, tuple[float, float]]:
-    """Node -> dB that the outputs gain with it alone in float, and latency then over latency now."""
-    samples = evidence.samples.take(np.arange(min(len(evidence.samples), SAMPLES)))
-    if not nodes:
+) -> dict[Move, tuple[float, float]]:
+    """Move -> dB that the outputs gain with those nodes in float, and latency then over latency now."""
+    if not moves:
         return {}
+    samples = evidence.samples.take(np.arange(min(len(evidence.samples), SAMPLES)))
     truth = score(onnxruntime.open_session(model, evidence.threads), samples, Metric("snr"))
-    sessions: dict[str, Session] = {"": runtime.open_session(result, evidence.threads)}
-    for node in nodes:
+    sessions: dict[Move, Session] = {(): runtime.open_session(result, evidence.threads)}
+    for move in moves:
         try:  # a copy of the memo: what is made here is needed once
-            changed = run_plan(raised(plan, [node]), model, evidence, dict(memo))
-            sessions[node] = runtime.open_session(changed.model, evidence.threads)
+            changed = run_plan(raised(plan, move), model, evidence, dict(memo))
+            sessions[move] = runtime.open_session(changed.model, evidence.threads)
         except CandidateError:  # the runtime may refuse a mixture; then there is nothing to gain by it
             continue
     noise_db = {
-        name: to_db(score(session, samples, Metric("snr"), truth).noise_ratio) for name, session in sessions.items()
+        move: to_db(score(session, samples, Metric("snr"), truth).noise_ratio) for move, session in sessions.items()
     }
-    times = race(sessions, feeds, evidence.threads, budget_s=RACE_S)
+    named = {str(move): session for move, session in sessions.items()}
+    times = race(named, feeds, evidence.threads, budget_s=RACE_S)
     return {
-        node: (noise_db[node] - noise_db[""], median(np.divide(times[node], times[""]))) for node in sessions if node
+        move: (noise_db[move] - noise_db[()], float(np.median(np.divide(times[str(move)], times["()"]))))
+        for move in sessions
+        if move
     }

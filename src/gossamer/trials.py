@@ -243,7 +243,8 @@ def _guard(bench: Bench, tried: list[Trial]) -> None:
     order = culprits(blames)
     fewest, misses, count = len(order) + 1, 0, 1
     while misses + 1 < fewest and count <= len(order):
-        found = list(_try(raised(broken, order[:count]), bench, tried))
+        nodes = tuple(dict.fromkeys(node for move in order[:count] for node in move))
+        found = list(_try(raised(broken, nodes), bench, tried))
         tried.extend(found)
         if found and found[0].candidate.met:
             fewest = count

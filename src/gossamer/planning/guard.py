@@ -11,7 +11,7 @@ from gossamer.nouns.budget import Minimize
 from gossamer.nouns.diagnosis import LayerBlame
 from gossamer.nouns.plan import Plan, Scope, Step
 from gossamer.nouns.record import Candidate
-from gossamer.planning.choice import SAME_SPEED, gain, leader
+from gossamer.planning.choice import NEAR, SAME_SPEED, gain
 
 LEAST_PRICE = 0.005  # shares of latency below this are noise
 
@@ -50,34 +50,36 @@ def _mends(step: Step) -> bool:
     return step.method == "correct_bias"
 
 
-def culprits(blames: Sequence[LayerBlame]) -> tuple[str, ...]:
-    """Nodes in the order in which they should be raised: noise taken away per latency paid, as far as measured.
+def culprits(blames: Sequence[LayerBlame]) -> tuple[tuple[str, ...], ...]:
+    """Nodes, each with those that go with it, in the order in which they should be raised.
 
-    Layers that were not restored one by one come after those that were, by the noise that they add.
+    By noise taken away per latency paid, as far as that was measured; then by the noise that they add.
     """
     measured = [blame for blame in blames if blame.restored_db is not None]
     others = [blame for blame in blames if blame.restored_db is None]
-    measured.sort(key=_relief_by_price, reverse=True)
+    measured.sort(key=relief_by_price, reverse=True)
     others.sort(key=lambda blame: blame.added_ratio, reverse=True)
-    return tuple(blame.node for blame in (*measured, *others))
+    return tuple((blame.node, *blame.restored_with) for blame in (*measured, *others))
 
 
-def _relief_by_price(blame: LayerBlame) -> float:
+def relief_by_price(blame: LayerBlame) -> float:
     """The share of the outputs' noise that restoring the layer takes away, for each share of latency it costs."""
-    relief = 1.0 - 10.0 ** (-(blame.restored_db or 0.0) / 10)
+    relief = 1.0 - float(10.0 ** (-(blame.restored_db or 0.0) / 10))
     price = max((blame.restored_latency_ratio or 1.0) - 1.0, LEAST_PRICE)
     return relief / price if relief > 0 else relief * price  # what makes things worse comes last, dear or cheap
 
 
 def to_mend(tried: Sequence[Candidate], minimize: Minimize) -> Plan | None:
-    """The best quantizing plan that breaks the floor, if it would be better than all that hold it."""
-    breaking = [
-        candidate
-        for candidate in tried
-        if candidate.facts and not candidate.met and quantizing(candidate.plan) is not None
-    ]
-    breaking = [candidate for candidate in breaking if worth_mending(candidate, tried, minimize)]
-    return leader(breaking, minimize).plan if breaking else None
+    """The truest of the best quantizing plans that break the floor, if it would beat all that hold it."""
+    breaking = [candidate for candidate in tried if not candidate.met and quantizing(candidate.plan) is not None]
+    worth = [candidate for candidate in breaking if worth_mending(candidate, tried, minimize)]
+    best = max((gain(candidate, minimize) for candidate in worth), default=0.0)
+    near = [candidate for candidate in worth if gain(candidate, minimize) >= best * (1 - NEAR)]
+    return (
+        max(near, key=lambda candidate: candidate.facts.accuracy.snr_db if candidate.facts else 0.0).plan
+        if near
+        else None
+    )
 
 
 def worth_mending(candidate: Candidate, tried: Sequence[Candidate], minimize: Minimize) -> bool:

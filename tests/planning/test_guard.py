@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gossamer.nouns.diagnosis import LayerBlame
+from gossamer.nouns.facts import Accuracy, Bytes, Facts, Latency
+from gossamer.nouns.plan import Plan, Scope, Step
+from gossamer.nouns.record import Candidate
+from gossamer.planning.candidates import ORIGINAL
+from gossamer.planning.guard import culprits, quantizing, raised, through_quantizing, to_mend, worth_mending
+
+FOLD, BIAS = Step("fold_constants"), Step("correct_bias")
+INT8 = Plan("int8", (FOLD, Step("quantize_static"), BIAS))
+
+
+def candidate(plan: Plan, speed: float, met: bool, snr_db: float = 30.0) -> Candidate:
+    accuracy = Accuracy("top1", 0.9, 0.9, 0.0, 0.0, 0.0, 100, snr_db)
+    return Candidate(plan, Facts(accuracy, Bytes(1000, 500), Latency(1, 1 / speed, speed, speed, speed, 1, "r")), met)
+
+
+def layer(node: str, added: float, db: float | None = None, price: float | None = None, *others: str) -> LayerBlame:
+    return LayerBlame(node, "Conv", f"{node}_out", 0, 20.0, added, db, price, others)
+
+
+ORIGIN = candidate(Plan(ORIGINAL), 1.0, True)
+
+
+def test_raised_nodes_are_left_out_of_the_first_quantizing_step_only() -> None:
+    plan = Plan("two", (FOLD, Step("quantize_weights", {"bits": 4}), Step("quantize_weights", {"bits": 8})))
+    steps = raised(plan, ["a", "b[0]"]).steps
+    assert steps[1].scope.skip == ("a", "b[[]0]")  # a scope holds patterns
+    assert steps[2] == plan.steps[2] and steps[0] == FOLD
+
+
+def test_what_was_skipped_before_stays_skipped() -> None:
+    plan = Plan("int8", (Step("quantize_static", scope=Scope(skip=("stem",))),))
+    assert raised(plan, ["a", "stem"]).steps[0].scope.skip == ("stem", "a")
+
+
+def test_of_a_list_of_nodes_the_raised_ones_are_taken() -> None:
+    plan = Plan("int8", (Step("quantize_static", scope=Scope(only=("a", "b"))),))
+    assert raised(plan, ["a"]).steps[0].scope == Scope(only=("b",))
+
+
+def test_the_cheapest_relief_comes_first_and_layers_not_measured_come_last() -> None:
+    blames = [
+        layer("worst but not measured", 9.0),
+        layer("dear", 0.5, 3.0, 1.5),
+        layer("cheap", 0.4, 2.9, 1.01, "its maker"),
+        layer("harmful", 0.3, -1.0, 0.9),
+        layer("less", 1.0),
+    ]
+    first, second, third, *rest = culprits(blames)
+    assert (first, second, third) == (("cheap", "its maker"), ("dear",), ("harmful",))
+    assert rest == [("worst but not measured",), ("less",)]
+
+
+@given(st.permutations(range(6)), st.lists(st.integers(-3, 20), min_size=6, max_size=6))
+def test_at_equal_price_the_order_is_that_of_the_relief(order: list[int], reliefs_db: list[int]) -> None:
+    blames = [layer(str(at), 0.1, reliefs_db[at], 1.1) for at in order]
+    found = [reliefs_db[int(node)] for (node,) in culprits(blames)]
+    assert found == sorted(found, reverse=True)
+
+
+def test_the_truest_of_the_fast_plans_that_break_the_floor_is_mended() -> None:
+    true, wrong = Plan("true", INT8.steps), Plan("wrong", INT8.steps)
+    tried = [ORIGIN, candidate(wrong, 3.0, False, 5.0), candidate(true, 2.9, False, 15.0)]
+    assert to_mend(tried, "latency") == true
+    assert to_mend([ORIGIN, candidate(INT8, 3.0, True)], "latency") is None
+
+
+def test_nothing_is_mended_that_would_not_be_faster_in_the_end() -> None:
+    slow = candidate(INT8, 2.0, False)
+    assert not worth_mending(slow, [ORIGIN, candidate(Plan("other", INT8.steps), 2.0, True), slow], "latency")
+    assert to_mend([ORIGIN, candidate(Plan("float", (FOLD,)), 3.0, False)], "latency") is None
+    assert to_mend([ORIGIN, Candidate(INT8, error="no")], "latency") is None
+
+
+def test_a_plan_without_corrections_is_made_for_looking_into() -> None:
+    assert [step.method for step in through_quantizing(INT8).steps] == ["fold_constants", "quantize_static"]
+    mixed = Plan("mixed", (*INT8.steps, Step("quantize_dynamic"), Step("store_float16")))
+    assert [step.method for step in through_quantizing(mixed).steps] == [
+        "fold_constants",
+        "quantize_static",
+        "quantize_dynamic",
+    ]
+    assert quantizing(Plan("float", (FOLD,))) is None and through_quantizing(Plan("float", (FOLD,))).steps == ()

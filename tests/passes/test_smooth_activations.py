@@ -34,8 +34,11 @@ def parse(text: str, weights: dict[str, np.ndarray], opset: int = 21) -> Model:
     return Model(ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto)), "test")
 
 
-def smooth(model: Model, samples: Samples, scope: Scope | None = None, alpha: float = 0.5) -> Result:
-    return run(Step("smooth_activations", {"alpha": alpha}, scope or Scope()), model, Evidence(samples))
+def smooth(
+    model: Model, samples: Samples, scope: Scope | None = None, alpha: float | None = 0.5, products: bool = False
+) -> Result:
+    config = {"alpha": alpha, "products": products}
+    return run(Step("smooth_activations", config, scope or Scope()), model, Evidence(samples))
 
 
 def outputs(model: Model, samples: Samples) -> dict[str, np.ndarray]:
@@ -204,8 +207,7 @@ LEFT = {
 }
 
 
-@pytest.mark.parametrize("nodes", LEFT)
-def test_left_alone_with_the_reason(nodes: str) -> None:
+def left(nodes: str) -> tuple[Model, Samples]:
     rng = np.random.default_rng(0)
     text = f"""test (float[{C},8] x, float[{C},{C}] x8) => (float[ANY] y)
         <int64[1] first = {{0}}, int64[1] last = {{1}}, int64[2] turned = {{-1, 6}}> {{ h = MatMul(x, w0)  {nodes} }}"""
@@ -214,11 +216,30 @@ def test_left_alone_with_the_reason(nodes: str) -> None:
     weights |= {"table": uneven(rng, C, C), "b0": uneven(rng, C), "thin": uneven(rng, C, 1), "w6": uneven(rng, 6, 3)}
     model = parse(text, weights)
     columns = {"x": [uneven(rng, 8) for _ in range(C)], "x8": [uneven(rng, C) for _ in range(C)]}
-    result = smooth(model, samples_from_arrays(columns))
+    return model, samples_from_arrays(columns)
+
+
+@pytest.mark.parametrize("nodes", LEFT)
+def test_left_alone_with_the_reason(nodes: str) -> None:
+    model, samples = left(nodes)
+    result = smooth(model, samples)
     layer, reason = LEFT[nodes]
     assert any(layer in note and f" alone: {reason}" in note for note in result.notes), result.notes
     before, after = ({node.name: node for node in m.ir.graph}[layer].inputs[1] for m in (model, result.model))
     assert np.array_equal(np.asarray(constant(before)), np.asarray(constant(after)))
+
+
+@pytest.mark.parametrize("nodes", LEFT)
+@pytest.mark.parametrize("alpha", [0.5, None])
+def test_with_products_only_tied_weights_are_left_alone(nodes: str, alpha: float | None) -> None:
+    model, samples = left(nodes)
+    result = smooth(model, samples, alpha=alpha, products=True)
+    layer, reason = LEFT[nodes]
+    if "tied" in reason:
+        assert any(layer in note for note in result.notes)
+    elif alpha is not None:
+        assert not any(layer in note for note in result.notes) and result.modified
+    assert_equal_outputs(model, result.model, samples)
 
 
 def test_all_layers_of_an_activation_must_be_in_scope() -> None:
@@ -343,3 +364,32 @@ def test_planted_outliers_cost_less_noise(ranges: str) -> None:
     assert_equal_outputs(model, smoothed.model, samples)
     plain_db = quantized_snr_db(model, model, samples, ranges)
     assert quantized_snr_db(smoothed.model, model, samples, ranges) > plain_db + 20
+
+
+@pytest.mark.parametrize("method", ["quantize_static", "quantize_dynamic"])
+def test_outliers_of_a_residual_stream_are_taken_out_by_a_product(method: str) -> None:
+    """A post-norm encoder: the sum behind the layers reads the normalization too, so its scale cannot change."""
+    rng = np.random.default_rng(5)
+    text = """block (float[N,16,64] x) => (float[N,16,64] y) {
+        n = LayerNormalization<axis=-1>(x, gain, bias)
+        u0 = MatMul(n, wu)  u = Gelu(u0)  d = MatMul(u, wd)
+        r = Add(n, d)  y = LayerNormalization<axis=-1>(r, one, bias)
+    }"""
+    gain = rng.uniform(0.8, 1.2, 64)
+    gain[:3] *= 60
+    weights = {"wu": rng.normal(0, 0.1, (64, 256)), "wd": rng.normal(0, 0.05, (256, 64)), "gain": gain}
+    weights |= {"bias": rng.normal(0, 0.1, 64), "one": np.ones(64)}
+    weights["wu"][:3] /= 20
+    model = parse(text, weights)
+    samples = samples_from_arrays({"x": rng.normal(size=(8, 16, 64)).astype(np.float32)})
+    config = {"operators": ["MatMul"]} if method == "quantize_static" else {}
+
+    def noise_db(prepared: Model) -> float:
+        result = run(Step(method, config), prepared, Evidence(samples)).model
+        return snr_db(outputs(model, samples), outputs(result, samples))
+
+    assert not smooth(model, samples, Scope(only=("make_u0",))).modified
+    smoothed = smooth(model, samples, alpha=None, products=True)
+    assert_equal_outputs(model, smoothed.model, samples)
+    assert "Mul" in {node.op_type for node in smoothed.model.ir.graph}
+    assert noise_db(smoothed.model) > noise_db(model) + 8

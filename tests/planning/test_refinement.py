@@ -51,7 +51,9 @@ def test_refine_for_size_varies_the_smallest() -> None:
 
 def test_refine_without_a_static_plan() -> None:
     plans = by_name(propose(encoder(), onnxruntime, "latency"))
-    assert refine(encoder(), [tried(plans["dynamic int8"], 3.0), Candidate(plans["int8 products"], error="no")]) == ()
+    first = [tried(plans["dynamic int8"], 3.0), Candidate(plans["int8 products"], error="no")]
+    assert [plan.name for plan in refine(encoder(), first)] == ["dynamic int8, smoothed"]
+    assert refine(cnn(), [tried(plans["dynamic int8"], 3.0)]) == ()
 
 
 def test_of_equally_fast_plans_the_truest_is_varied() -> None:

@@ -1,4 +1,4 @@
-"""The largest magnitude of every channel of some activations: one streaming pass over the samples."""
+"""Channels of activations: the largest magnitude of each over all samples, and whole rows of the first few samples."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from gossamer.nouns.model import Model
 from gossamer.nouns.samples import Samples
 from gossamer.runtimes.contract import Session
 from gossamer.runtimes.onnxruntime import open_session
+
+MOST_CALLS = 16
+ENOUGH_ROWS = 1024
+ROWS_BYTES = 256_000_000
 
 
 def channel_peaks(model: Model, names: Sequence[str], samples: Samples, threads: int = 1) -> dict[str, np.ndarray]:
@@ -56,6 +60,39 @@ def channel_peaks(model: Model, names: Sequence[str], samples: Samples, threads:
             peaks[name] = np.maximum(known_C, peak_C) if known_C.size else peak_C
         done += len(next(iter(batch.feeds.values())))
     return peaks
+
+
+def activation_rows(
+    model: Model, names: Sequence[str], samples: Samples, threads: int = 1
+) -> dict[str, tuple[np.ndarray, ...]]:
+    """The first samples' activations in full, to try a quantizer on: the last axis counts the channels.
+
+    At most 16 calls, fewer once every tensor has 1,024 rows or all of them together take 256 MB.
+
+    Returns:
+        name -> an array (R, C) for each call.
+
+    Raises:
+        ModelError: there is no such tensor.
+        CandidateError: the runtime refuses the model, or fails on a sample.
+    """
+    inputs = {value.name for value in model.ir.graph.inputs}
+    fetched = [name for name in dict.fromkeys(names) if name not in inputs]
+    session = _open(model, fetched, threads)
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for count, batch in enumerate(samples.batches(session.static_batch or 1)):
+        total = sum(array.nbytes for arrays in rows.values() for array in arrays)
+        fewest = min((sum(map(len, arrays)) for arrays in rows.values()), default=0)
+        if count == MOST_CALLS or total > ROWS_BYTES or fewest >= ENOUGH_ROWS:
+            break
+        try:
+            arrays = dict(zip(fetched, session.run(batch.feeds, fetched) if fetched else [], strict=True))
+        except Exception as error:  # onnxruntime raises a dozen unrelated types
+            raise CandidateError(f"onnxruntime fails on a calibration sample: {reason(error)}") from error
+        for name, kept in rows.items():
+            array = arrays[name] if name in arrays else batch.feeds[name]
+            kept.append(array.reshape(-1, array.shape[-1]))
+    return {name: tuple(kept) for name, kept in rows.items()}
 
 
 def _open(model: Model, names: Sequence[str], threads: int) -> Session:

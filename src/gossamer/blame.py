@@ -18,9 +18,9 @@ from gossamer.measuring.noise import to_db
 from gossamer.measuring.quality import Metric, score
 from gossamer.nouns.diagnosis import LayerBlame
 from gossamer.nouns.model import Model
-from gossamer.nouns.plan import Plan
+from gossamer.nouns.plan import Plan, quantizing
 from gossamer.passes.contract import Memo, run_plan
-from gossamer.planning.guard import quantizing, raised, relief_by_price, through_quantizing
+from gossamer.planning.guard import raised, relief_by_price, through_quantizing
 from gossamer.runtimes import onnxruntime
 from gossamer.runtimes.contract import Feeds, Runtime, Session
 
@@ -103,8 +103,8 @@ def _visible_output(node: ir.Node, ratios: Mapping[str, float]) -> str | None:
 
 def _in_integers(before: ir.Node, after: ir.Node | None) -> bool:
     """Whether a node's weight is no longer the one it had, or all it reads comes out of integers."""
-    if after is None or after.op_type != before.op_type:
-        return any(constant(value) is not None for value in before.inputs)
+    if after is None or after.op_type != before.op_type:  # another operator does its work, unless a quantizer does
+        return any(array is not None and array.ndim > 1 for array in map(constant, before.inputs))
     if any(old is not None and constant(old) is not None for old in before.inputs):
         return any(constant(old) is not None and constant(new) is None for old, new in _pairs(before, after))
     makers = [value.producer() for value in after.inputs if value is not None]

@@ -16,7 +16,9 @@ import numpy as np
 from msgspec.structs import replace
 
 import gossamer
+from gossamer.blame import blame
 from gossamer.delivery import check_not_input, deliver, publish, seen_from, writable_folder
+from gossamer.diagnosis import diagnose
 from gossamer.errors import GossamerError
 from gossamer.gate import Baseline, baseline, judge, meets, open_original
 from gossamer.intake.binding import bind, cast_notes
@@ -28,9 +30,10 @@ from gossamer.journal import Run, open_journal, workshop
 from gossamer.measuring.energy import energy
 from gossamer.measuring.evidence import Evidence
 from gossamer.measuring.layer_error import layer_errors
-from gossamer.measuring.machine import describe, peak_rss_bytes
+from gossamer.measuring.machine import describe, peak_rss_bytes, sums_in_16_bits
 from gossamer.measuring.quality import Metric, choose_metric, preprocessing_warning
 from gossamer.nouns.budget import Budget, check_budget
+from gossamer.nouns.diagnosis import Diagnosis
 from gossamer.nouns.facts import Bytes, Energy, Facts
 from gossamer.nouns.model import Model, model_sha256, save, sha256, size_bytes, write_file
 from gossamer.nouns.plan import Calibration, Plan
@@ -39,8 +42,10 @@ from gossamer.nouns.target import Target
 from gossamer.passes.contract import run_plan
 from gossamer.planning.candidates import propose
 from gossamer.replay import evidence_from, read_plan, recorded_evidence
+from gossamer.report.findings import Case
 from gossamer.report.html import write_report
 from gossamer.runtimes.contract import find
+from gossamer.runtimes.onnxruntime import open_session
 from gossamer.trials import PROOF_S, Bench, Outcome, Say, Trial, try_all, verify_best
 
 LAYER_SAMPLES = 32  # that the noise of single layers is taken over
@@ -91,6 +96,8 @@ def compress(
         tried, cut = try_all(bench)
         say("verifying the choice")
         outcome = verify_best(bench, tried)
+        say("looking into the result")
+        diagnosis = _diagnosis(bench, tried, outcome, source)
 
         staged, chosen = work / "result", outcome.trial.candidate.plan
         deliver(outcome.trial.path or bench.path, staged / "model.onnx", ours=outcome.trial.path is not None)
@@ -100,7 +107,7 @@ def compress(
             deliver(bench.path, staged / "original.onnx")
         calibration = replace(bench.calibration, data=seen_from(folder, bench.calibration.data))
         write_file(staged / "plan.yaml", replace(chosen, calibration=calibration).to_yaml().encode())
-        record = _record(bench, tried, cut, outcome, staged / "model.onnx", folder, begin)
+        record = _record(bench, tried, cut, outcome, diagnosis, staged / "model.onnx", folder, begin)
         write_file(staged / "record.json", record.to_json())
         write_report(record, staged / "report.html")
         publish(staged, folder)
@@ -123,15 +130,14 @@ def _set_up(
     path = source.path or work / "original.onnx"
     if source.path is None:
         save(source, path)
-    runtime = find(target.runtime)
-    session = open_original(path, runtime, target)
+    opened = open_original(path, target)
     unbound = read_samples(data, options)
-    samples = bind(unbound, session.inputs)
-    rule = choose_metric(session, samples, metric)
+    samples = bind(unbound, opened.reference.inputs)
+    rule = choose_metric(opened.reference, samples, metric)
     calibrate, select, verify, optimistic = split(samples, seed)
     prepared = normalise(source)
     scoring = perf_counter()
-    original = baseline(runtime, session, path, select, rule)
+    original = baseline(opened, path, select, rule)
     reserve_s = PROOF_S + 2 * (perf_counter() - scoring) * len(verify) / len(select)  # what verifying will take
     parts = tuple(Split(len(part), part.digest()) for part in (calibrate, select, verify))
     versions = describe(target.runtime).versions
@@ -149,7 +155,7 @@ def _set_up(
         target=target,
         splits=Splits(parts[0], parts[1], parts[2], seed, optimistic),
         calibration=Calibration(named, msgspec.to_builtins(options or {}), seed, target.threads, parts[0].digest),
-        notes=(*prepared.notes, *cast_notes(unbound, session.inputs)),
+        notes=(*prepared.notes, *cast_notes(unbound, opened.reference.inputs)),
         say=say,
         deadline=inf if budget.time_limit_s is None else begin + budget.time_limit_s - reserve_s,
     )
@@ -161,8 +167,40 @@ def _identity(rule: Metric) -> str:
     return rule.name if code is None else f"{rule.name} {sha256(Path(code.co_filename))}"
 
 
+def _diagnosis(bench: Bench, tried: list[Trial], outcome: Outcome, source: Model) -> Diagnosis | None:
+    """Why the result is as it is; None where time is up."""
+    if perf_counter() > bench.deadline:
+        return None
+    chosen, facts = outcome.trial.candidate.plan, outcome.facts
+    case = Case(
+        plan=chosen,
+        facts=facts,
+        met=meets(facts.accuracy, bench.budget),
+        budget=bench.budget,
+        splits=bench.splits,
+        candidates=tuple(trial.candidate for trial in tried),
+        operators=len(bench.model.ir.graph),
+        model=str(source.path or "original.onnx"),
+        data=bench.calibration.data or "DATA",
+        advice=preprocessing_warning(bench.select.scores) or "",
+    )
+    try:
+        blames = blame(chosen, bench.model, bench.evidence, bench.select.runtime, bench.select.feeds, bench.memo)
+        return diagnose(case, bench.model, bench.evidence, bench.memo, bench.select, blames)
+    except (GossamerError, KeyboardInterrupt) as error:  # what is known of a result must never cost the result
+        bench.say(f"the look into the result ended early: {error or 'interrupted'}")
+        return None
+
+
 def _record(
-    bench: Bench, tried: list[Trial], cut: str, outcome: Outcome, artifact: Path, folder: Path, begin: float
+    bench: Bench,
+    tried: list[Trial],
+    cut: str,
+    outcome: Outcome,
+    diagnosis: Diagnosis | None,
+    artifact: Path,
+    folder: Path,
+    begin: float,
 ) -> Record:
     """Everything that was measured. `artifact` is the file as it will be handed over, still in the workshop."""
     facts, chosen = outcome.facts, outcome.trial.candidate
@@ -189,6 +227,7 @@ def _record(
         splits=replace(bench.splits, optimistic=tuple(dict.fromkeys((*flattered, *bench.splits.optimistic)))),
         candidates=tuple(trial.candidate for trial in tried),
         machine=describe(bench.target.runtime),
+        diagnosis=diagnosis,
         energy=_energy(bench.model, artifact, bench.select),
         warnings=tuple(filter(None, [advice, out_of_time, *outcome.warnings])),
         notes=(*bench.notes, *chosen.notes),
@@ -208,7 +247,8 @@ def _energy(original: Model, result: Path, timed: Baseline) -> Energy | None:
 def plan(model: Any, budget: Budget = Budget(), target: Target = Target()) -> tuple[Plan, ...]:  # noqa: B008
     """The plans that `compress` would try first for a model."""
     check_budget(budget)
-    return propose(normalise(read(model)), find(target.runtime), budget.minimize)
+    weight_bits = 7 if sums_in_16_bits(target) else 8
+    return propose(normalise(read(model)), find(target.runtime), budget.minimize, weight_bits)
 
 
 def apply(plan: Plan | str | Path, model: Any, data: Any = None, data_options: DataOptions | None = None) -> Model:
@@ -251,11 +291,10 @@ def measure(
         CandidateError: `result` does not open or run.
     """
     path = read(original).path or Path(original)
-    runtime = find(target.runtime)
-    session = open_original(path, runtime, target)
-    samples = bind(read_samples(data, data_options), session.inputs)
-    rule = choose_metric(session, samples, metric)
-    before = baseline(runtime, session, path, samples, rule)
+    opened = open_original(path, target)
+    samples = bind(read_samples(data, data_options), opened.reference.inputs)
+    rule = choose_metric(opened.reference, samples, metric)
+    before = baseline(opened, path, samples, rule)
     return judge(read(result).path or Path(result), before, rule, budget_s=PROOF_S)
 
 
@@ -276,7 +315,7 @@ def compare(
     """
     begin = perf_counter()
     facts = measure(original, result, data, data_options, metric, target)
-    samples = bind(read_samples(data, data_options), find(target.runtime).open_session(Path(original)).inputs)
+    samples = bind(read_samples(data, data_options), open_session(Path(original)).inputs)
     few = samples.take(np.arange(min(len(samples), LAYER_SAMPLES)))
     return Comparison(
         met=meets(facts.accuracy, Budget(max_drop)),

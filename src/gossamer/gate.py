@@ -20,9 +20,24 @@ from gossamer.nouns.model import size_bytes
 from gossamer.nouns.samples import Samples
 from gossamer.nouns.target import Target
 from gossamer.runtimes import onnxruntime
-from gossamer.runtimes.contract import Runtime, Session
+from gossamer.runtimes.contract import Runtime, Session, find
 
 ROUNDING = 1e-9  # a drop of exactly the floor must not fail by the last bit of a mean
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The original, ready to run.
+
+    Attributes:
+        runtime: that the result is meant for.
+        session: opened there, as fast as it goes: the runtime may round floats.
+        reference: in float32, by onnxruntime; `session` itself where that is the runtime.
+    """
+
+    runtime: Runtime
+    session: Session
+    reference: Session
 
 
 @dataclass(frozen=True)
@@ -30,56 +45,63 @@ class Baseline:
     """The original, opened and scored once on one split.
 
     Attributes:
-        runtime: that the result is meant for.
-        session: opened there.
+        opened: the original.
         size_bytes: of everything needed to run it.
         samples: the split.
         scores: of the original on them.
-        truth: of the original in float32, what noise is measured against; `scores` themselves where the runtime
-            computes in float32.
+        truth: of the reference, what noise is measured against; `scores` themselves where that is the session.
         feeds: the batch that is timed: one sample, or as many as the model insists on.
     """
 
-    runtime: Runtime
-    session: Session
+    opened: Opened
     size_bytes: int
     samples: Samples
     scores: Scores
     truth: Scores
     feeds: dict[str, np.ndarray]
 
+    @property
+    def session(self) -> Session:
+        """On the target's runtime."""
+        return self.opened.session
 
-def open_original(path: Path, runtime: Runtime, target: Target) -> Session:
-    """Open the original on its target's runtime.
+    @property
+    def runtime(self) -> Runtime:
+        """That the result is meant for."""
+        return self.opened.runtime
+
+
+def open_original(path: Path, target: Target) -> Opened:
+    """Open the original on its target's runtime, and where that is another than onnxruntime there as well.
 
     Raises:
-        OptionError: more threads than this process has processors, or fewer than one.
+        OptionError: the runtime is unknown or not installed, or this process does not have that many processors.
         ModelError: the runtime cannot run it.
     """
-    threads = target.threads
+    runtime, threads = find(target.runtime), target.threads
     if not 1 <= threads <= available_cores():
         raise OptionError(f"threads is {threads}; allowed is 1 to {available_cores()}, the processors of this machine")
     try:
-        return runtime.open_session(path, threads)
+        session = runtime.open_session(path, threads)
+        reference = session if runtime is onnxruntime else onnxruntime.open_session(path, threads)
+        return Opened(runtime, session, reference)
     except CandidateError as error:
         raise ModelError(f"{path.name}: {error}; only a model that runs can be compressed") from error
 
 
-def baseline(runtime: Runtime, session: Session, path: Path, samples: Samples, metric: Metric) -> Baseline:
-    """Score the original on a split; where the runtime rounds floats, in float32 too, by onnxruntime.
+def baseline(opened: Opened, path: Path, samples: Samples, metric: Metric) -> Baseline:
+    """Score the original on a split.
 
     Raises:
         ModelError, DataError: it fails on the samples, or they do not fit.
     """
     first = next(samples.take(np.arange(1)).batches(1)).feeds
-    repeats = session.static_batch or 1
+    repeats = opened.session.static_batch or 1
     feeds = {name: np.repeat(array, repeats, axis=0) for name, array in first.items()}
-    if runtime.FLOAT == "float32":
-        truth = scores = score(session, samples, metric)
-    else:
-        truth = score(onnxruntime.open_session(path, session.threads), samples, metric)
-        scores = score(session, samples, metric, truth)
-    return Baseline(runtime, session, size_bytes(path), samples, scores, truth, feeds)
+    truth = scores = score(opened.reference, samples, metric)
+    if opened.session is not opened.reference:
+        scores = score(opened.session, samples, metric, truth)
+    return Baseline(opened, size_bytes(path), samples, scores, truth, feeds)
 
 
 def judge(path: Path, original: Baseline, metric: Metric, stores: Collection[str] = (), budget_s: float = 3.0) -> Facts:

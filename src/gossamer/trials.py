@@ -16,16 +16,17 @@ from gossamer.gate import Baseline, baseline, judge, meets, unchanged
 from gossamer.journal import Entry, Journal
 from gossamer.measuring.evidence import Evidence
 from gossamer.measuring.latency import race, summarise
+from gossamer.measuring.machine import sums_in_16_bits
 from gossamer.measuring.quality import Metric
 from gossamer.nouns.budget import Budget
 from gossamer.nouns.facts import Facts
 from gossamer.nouns.model import Model, save, sha256
-from gossamer.nouns.plan import Calibration, Plan
+from gossamer.nouns.plan import ORIGINAL, Calibration, Plan
 from gossamer.nouns.record import Candidate, Splits
 from gossamer.nouns.samples import Samples
 from gossamer.nouns.target import Target
 from gossamer.passes.contract import Memo, run_plan
-from gossamer.planning.candidates import ORIGINAL, propose
+from gossamer.planning.candidates import propose
 from gossamer.planning.choice import finalists, rank
 from gossamer.planning.guard import culprits, raised, to_mend, worth_mending
 from gossamer.planning.refinement import refine
@@ -110,7 +111,7 @@ def try_all(bench: Bench) -> tuple[list[Trial], str]:
     """All rounds of candidates, and what cut them short, if anything did; what is finished by then is kept."""
     tried: list[Trial] = [_original(bench)]
     try:
-        for plan in propose(bench.model, bench.select.runtime, bench.budget.minimize):
+        for plan in _first_round(bench):
             tried.extend(_try(plan, bench, tried))
         for plan in refine(bench.model, [trial.candidate for trial in tried], bench.budget.minimize):
             tried.extend(_try(plan, bench, tried))
@@ -125,12 +126,17 @@ def try_all(bench: Bench) -> tuple[list[Trial], str]:
     return tried, ""
 
 
+def _first_round(bench: Bench) -> tuple[Plan, ...]:
+    weight_bits = 7 if sums_in_16_bits(bench.target) else 8
+    return propose(bench.model, bench.select.runtime, bench.budget.minimize, weight_bits)
+
+
 def verify_best(bench: Bench, tried: list[Trial]) -> Outcome:
     """The best trial whose floor also holds on the verify split; if none does, the one with the smallest drop."""
     trials = {trial.candidate.plan.name: trial for trial in tried}
     ranked = [trials[candidate.plan.name] for candidate in rank([t.candidate for t in tried], bench.budget)]
     try:
-        original = baseline(bench.select.runtime, bench.select.session, bench.path, bench.verify, bench.metric)
+        original = baseline(bench.select.opened, bench.path, bench.verify, bench.metric)
         return _first_that_holds(ranked, original, bench)
     except KeyboardInterrupt:
         bench.say("interrupted: the figures are those of the samples that chose")

@@ -235,6 +235,27 @@ def tied() -> tuple[Graph, Samples]:
     return graph, samples_from_arrays({"ids": ids, "image": normal(4, 8)})
 
 
+def recurrent() -> tuple[Graph, Samples]:
+    """A two-way LSTM and a GRU behind it, with rows of different size, and a head on the last state."""
+    rows = np.exp(np.random.default_rng(6).normal(0, 0.7, (2, 32, 1)))
+    uneven = (np.random.default_rng(8).normal(0, 0.3, (2, 32, 6)) * rows).astype(np.float32)
+    graph = Graph(
+        """recurrent (float[N,5,6] x) => (float[N,4] y)
+            <int64[3] merge = {0,0,16}, int64[1] first = {0}> {
+            s = Transpose<perm=[1,0,2]>(x)
+            a, b, c = LSTM<hidden_size=8, direction="bidirectional">(s, w1, r1, c1)
+            d = Transpose<perm=[0,2,1,3]>(a)
+            e = Reshape(d, merge)
+            f, g = GRU<hidden_size=12>(e, w2, r2, c2)
+            h = Squeeze(g, first)
+            y = Gemm<transB=1>(h, w3, c3)
+        }""",
+        **{"w1": uneven, "r1": (2, 32, 8), "c1": (2, 64)},
+        **{"w2": (1, 36, 16), "r2": (1, 36, 12), "c2": (1, 72), "w3": (4, 12), "c3": (4,)},
+    )
+    return graph, samples_from_arrays({"x": normal(5, 6)})
+
+
 def constants() -> tuple[Graph, Samples]:
     """Arithmetic on constants and on a static shape, in front of a layer."""
     graph = Graph(
@@ -251,7 +272,8 @@ def constants() -> tuple[Graph, Samples]:
 
 
 GALLERY: dict[str, Callable[[], tuple[Graph, Samples]]] = {
-    build.__name__: build for build in (residual, depthwise, mlp, attention, heads, ragged, branches, tied, constants)
+    build.__name__: build
+    for build in (residual, depthwise, mlp, attention, heads, ragged, branches, tied, recurrent, constants)
 }
 
 

@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_ir as ir
+from tests.passes.graphs import parse
 
-from gossamer.graph.placement import Placement, place
+from gossamer.graph.placement import ALREADY, Placement, place
 
 OPERATORS = ("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool")
 WEIGHTS = {"w": (4, 4, 1), "v": (4, 4, 1), "m": (8, 8), "g": (8,)}
@@ -95,3 +96,35 @@ def test_relu_inside_a_branch_is_no_end() -> None:
                        else_branch = e () => (float[2,4,8] q) { q = Exp(x) } >"""
     )
     assert own(layout) == ["x", "a"] and not layout.ends
+
+
+def barred(body: str, name: str) -> Placement:
+    return place(graph_from(body), OPERATORS, lambda _: True, {name: "too coarse"})
+
+
+def test_nodes_that_need_a_pair_where_none_may_stand_are_left() -> None:
+    chain = "a = Conv(x, w)  b = Relu(a)  c = Conv(b, v)  d = Add(c, b)  y = Relu(d)"
+    layout = barred(chain, "b")
+    assert own(layout) == [] and layout.left["node_a"] == layout.left["node_c"] == layout.left["node_d"] == "too coarse"
+    layout = barred(chain, "y")
+    assert own(layout) == ["x", "b", "c"] and layout.left == {"node_d": "too coarse"}
+
+
+def test_a_product_may_give_what_no_pair_may_stand_on() -> None:
+    layout = barred("a = MatMul(x, m)  b = MatMul(a, m)  y = Softmax(b)", "a")
+    assert own(layout) == ["x"] and layout.left == {"node_b": "too coarse"}
+
+
+def test_what_is_quantized_already_is_left_alone_and_counts_as_integers() -> None:
+    model = parse(
+        """test (float[2,4,8] x) => (float[2,4,8] y) <float s = {0.1}, uint8 z = {3}, int8 i = {0}> {
+            xq = QuantizeLinear(x, s, z)  xd = DequantizeLinear(xq, s, z)
+            k = DequantizeLinear(wq, s, i)  a = Conv(xd, k)
+            aq = QuantizeLinear(a, s, z)  ad = DequantizeLinear(aq, s, z)
+            b = Conv(ad, v)  y = Add(b, ad) }""",
+        wq=np.ones((4, 4, 1), np.int8),
+        v=(4, 4, 1),
+    )
+    layout = place(model.ir.graph, OPERATORS, lambda _: True)
+    assert layout.left == {"node_a": ALREADY}
+    assert own(layout) == ["ad", "b", "y"]  # the sum reads one that is in integers already

@@ -5,7 +5,15 @@ import onnx
 import onnx_ir as ir
 
 from gossamer.graph.edit import add_initializer
-from gossamer.graph.qdq import Pair, dequantized, dequantizer, insert_pair, stored_integers
+from gossamer.graph.qdq import (
+    Pair,
+    dequantized,
+    dequantizer,
+    insert_pair,
+    pair_of,
+    quantized_tensor,
+    stored_integers,
+)
 
 
 def parse(body: str, outputs: str = "float[2] y") -> ir.Graph:
@@ -83,3 +91,39 @@ def test_a_dequantized_activation_holds_no_weight() -> None:
     insert_pair(graph, graph[0].outputs[0], pair_in(graph))
     producer = dequantizer(graph[-1], 0)
     assert producer is not None and stored_integers(producer) is None
+
+
+def test_second_pair_stands_beside_the_first_on_the_same_tensor() -> None:
+    graph = parse("a = Relu(x)  b = Neg(a)  y = Add(a, b)")
+    insert_pair(graph, graph[0].outputs[0], pair_in(graph))
+    rounded = graph[2].outputs[0]
+    assert rounded.name == "a" and quantized_tensor(rounded) is graph[0].outputs[0]
+    fine = Pair(add_initializer(graph, "t", np.array(0.1, np.float32)), add_initializer(graph, "u", np.uint16(7)))
+    insert_pair(graph, rounded, fine, {graph[3]})
+    inputs = {node[2][0]: node[1] for node in flow(graph)}
+    assert inputs["b"] == ["a_dequantized"] and inputs["y"] == ["a", "b"]
+    assert inputs["a_quantized_1"] == ["a_float", "t", "u"] and inputs["a_quantized"] == ["a_float", "s", "z"]
+    assert len({node.name for node in graph if node.name}) == 4
+    found = pair_of(rounded)
+    assert found is not None and found.scale.name == "s" and pair_of(graph[0].outputs[0]) is None
+
+
+def test_a_pair_over_all_leaves_other_quantizers_the_tensor_itself() -> None:
+    graph = parse("a = Relu(x)  b = Neg(a)  y = Add(a, b)")
+    insert_pair(graph, graph[0].outputs[0], pair_in(graph), {graph[1]})
+    insert_pair(graph, graph[0].outputs[0], pair_in(graph))
+    quantizers = [node for node in graph if node.op_type == "QuantizeLinear"]
+    assert [node.inputs[0] for node in quantizers] == [graph[0].outputs[0]] * 2
+
+
+def test_sixteen_bits_before_opset_21_are_the_runtimes_own() -> None:
+    for opset, domain in ((20, "com.microsoft"), (21, "")):
+        graph = parse("a = Relu(x)  y = Neg(a)")
+        graph.opset_imports[""] = opset
+        fine = Pair(add_initializer(graph, "t", np.array(0.1, np.float32)), add_initializer(graph, "u", np.uint16(7)))
+        insert_pair(graph, graph[0].outputs[0], fine)
+        dequantized(graph[-1], "w", np.zeros((2, 2), np.int16), np.ones((), np.float32), None)
+        dequantized(graph[-1], "v", np.zeros((2, 2), np.int8), np.ones((), np.float32), None)
+        domains = [node.domain for node in graph if node.op_type.endswith("Linear")]
+        assert sorted(domains) == sorted([domain] * 3 + [""])
+        assert ("com.microsoft" in graph.opset_imports) is (opset == 20)

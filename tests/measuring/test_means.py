@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.measuring.means import half_means
+from gossamer.measuring.means import Mean, half_means, joined, mean_of, shrunk
 from gossamer.nouns.model import Model
 from gossamer.nouns.samples import samples_from_arrays
 
@@ -35,9 +35,14 @@ def test_even_and_odd_samples(n: int, batch: str) -> None:
     halves = x[0::2], (x[1::2] if n > 1 else x)
     for name in ("pooled", "rows"):
         for got, half in zip(means[name], halves, strict=True):
-            assert got.dtype == np.float64 and got.shape == (4,)
-            assert np.allclose(got, half.mean(axis=(0, 1)), atol=1e-6)
-    assert np.isfinite(means["joined"]).all()
+            assert got.mean_O.dtype == np.float64 and got.mean_O.shape == (4,) and got.samples == len(half)
+            assert np.allclose(got.mean_O, half.mean(axis=(0, 1)), atol=1e-6)
+            rows = half.mean(axis=1).astype(np.float64)
+            variance = rows.var(axis=0, ddof=1) / len(rows) if len(rows) > 1 else np.zeros(4)
+            assert np.allclose(got.variance_O, variance, atol=1e-6)
+        if n > 1:
+            assert np.allclose(joined(*means[name]).mean_O, x.mean(axis=(0, 1)), atol=1e-6)
+    assert np.isfinite(means["joined"][0].mean_O).all()
 
 
 def test_a_batch_without_rows_of_its_samples_counts_as_one() -> None:
@@ -45,11 +50,24 @@ def test_a_batch_without_rows_of_its_samples_counts_as_one() -> None:
     even, odd = half_means(parse(TEXT.replace("BATCH", "2")), ["joined"], samples_from_arrays({"x": x}))["joined"]
     for got, pair in ((even, x[:2]), (odd, x[2:])):
         rows = pair.reshape(-1, 4)
-        assert np.allclose(got, np.concatenate([rows, rows[:1]]).mean(axis=0), atol=1e-6)
+        assert np.allclose(got.mean_O, np.concatenate([rows, rows[:1]]).mean(axis=0), atol=1e-6)
 
 
 def test_ragged_samples() -> None:
     model = parse("test (float[N,T,4] x) => (float[M,4] y) <int64[2] flat = {-1, 4}> { y = Reshape(x, flat) }")
     x = [np.full((length, 4), length, np.float32) for length in (1, 5, 3, 7)]
     even, odd = half_means(model, ["y"], samples_from_arrays({"x": x}))["y"]
-    assert even == pytest.approx(2) and odd == pytest.approx(6)  # each sample weighs the same, however long it is
+    assert even.mean_O == pytest.approx(2) and odd.mean_O == pytest.approx(
+        6
+    )  # each sample weighs the same, however long it is
+
+
+@given(st.integers(2, 30), st.integers(0, 2**16))
+def test_means_that_chance_may_have_made_are_drawn_to_zero(n: int, seed: int) -> None:
+    rows = np.random.default_rng(seed).normal([0, 100], 1, size=(n, 2))
+    mean = mean_of(rows)
+    taken = shrunk(mean)
+    assert (np.abs(taken) <= np.abs(mean.mean_O)).all() and (taken * mean.mean_O >= 0).all()
+    assert taken[1] == pytest.approx(100, rel=0.05)
+    ten = Mean(np.array([1.0, 0.0]), np.array([9.0, 0.0]), n)
+    assert shrunk(ten).tolist() == [0.1, 0.0]

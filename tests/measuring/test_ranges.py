@@ -196,3 +196,14 @@ def test_evidence_keeps_models_apart(passes: list[tuple[list[str], bool]]) -> No
     del first, model
     gc.collect()
     assert alive() is not None  # else the next model might get its id, and its statistics
+
+
+def test_minus_infinity_alone_is_for_the_caller_to_find() -> None:
+    """Masks hold it on purpose."""
+    x, samples = samples_of(40)
+    x[27, 3] = -np.inf
+    seen = observe(scaled("N"), ["twice"], samples, True)["twice"]
+    assert not seen.finite and np.isneginf(seen.sample_low_N).sum() == 1
+    x[28, 3] = np.nan
+    with pytest.raises(DataError, match="sample 27"):
+        observe(scaled("N"), ["twice"], samples, True)

@@ -22,6 +22,7 @@ def runtime(**changes: Any) -> ModuleType:
         "ACTIVATION": "int8",
         "INTEGER_OPERATORS": ("Conv", "Gemm"),
         "INTEGER_PRODUCTS": ("Gemm",),
+        "INTEGER_ATTENTION": True,
         "FAST_DYNAMIC": True,
         "SLOW_FUSIONS": (),
         "FAST_FORMS": (),
@@ -76,10 +77,11 @@ def test_network_of_convolutions() -> None:
 
 def test_encoder_tries_dynamic_before_static() -> None:
     plans = by_name(propose(encoder(), onnxruntime, "latency"))
-    base = ["float", "dynamic int8", "int8 products"]
-    assert list(plans) == [ORIGINAL, *base, *(f"{name}, fuse attention" for name in base)]
-    fused = [step.method for step in plans["dynamic int8, fuse attention"].steps]
-    assert fused.index("split_skip_layernorm") < fused.index("fuse_attention") < fused.index("quantize_dynamic")
+    smoothed = ["dynamic int8, smoothed", "int8 products, smoothed"]
+    fused = [f"{name}, fuse attention" for name in smoothed]
+    assert list(plans) == [ORIGINAL, "float", "dynamic int8", "int8 products", *smoothed, *fused]
+    methods = [step.method for step in plans[fused[0]].steps]
+    assert methods[2:] == ["split_skip_layernorm", "fuse_attention", "smooth_activations", "quantize_dynamic"]
     assert [s.method for s in plans["float"].steps] == ["fold_constants", "fold_batchnorm", "split_skip_layernorm"]
     assert step(plans["int8 products"], "quantize_static").config["operators"] == ["Gemm", "MatMul"]
 
@@ -89,10 +91,29 @@ def test_the_runtime_says_what_it_profits_from() -> None:
     for model in (cnn(), encoder()):
         assert not any(s.method == "quantize_dynamic" for plan in propose(model, slow, "latency") for s in plan.steps)
     config = step(by_name(propose(cnn(), slow, "latency"))["int8"], "quantize_static").config
-    assert config == {"activation": "int8", "operators": ["Conv"], "rounding": "sums"}
+    assert config == {"activation": "int8", "operators": ["Conv"], "free_float": ["Gemm"], "rounding": "sums"}
     plans = by_name(propose(encoder(), slow, "latency"))
     assert step(plans["int8 products"], "quantize_static").config["operators"] == ["Gemm"]
     assert [s.method for s in plans["float"].steps] == ["fold_constants", "fold_batchnorm"]
+
+
+def test_attention_stays_in_float_where_integers_do_not_pay() -> None:
+    model = parse(
+        """test (float[N,5,8] x) => (float[N,5,8] y) {
+            v = MatMul(x, w)  t = Transpose<perm=[0,2,1]>(v)  [scores] s = MatMul(v, t)  y = MatMul(s, v)
+        }""",
+        w=(8, 8),
+    )
+    for pays, skipped in ((True, 0), (False, 2)):
+        plan = by_name(propose(model, runtime(INTEGER_ATTENTION=pays), "latency"))["int8 products"]
+        assert len(step(plan, "quantize_static").scope.skip) == skipped
+
+
+def test_weights_keep_to_seven_bits_where_sixteen_would_overflow() -> None:
+    for model, name in ((cnn(), "int8"), (encoder(), "int8 products, smoothed")):
+        usual, reduced = (by_name(propose(model, onnxruntime, "latency", bits))[name] for bits in (8, 7))
+        assert "weight_bits" not in step(usual, "quantize_static").config
+        assert step(reduced, "quantize_static").config["weight_bits"] == 7
 
 
 def test_size_adds_float16() -> None:
@@ -119,3 +140,23 @@ def test_stem_whose_name_reads_like_a_pattern() -> None:
 def test_a_stem_that_is_the_whole_net_is_not_left_out() -> None:
     model = parse("test (float[N,3,8] x) => (float[N,8,8] y) { y = Conv(x, w) }", w=(8, 3, 1))
     assert "int8, stem in float" not in by_name(propose(model, onnxruntime, "latency"))
+
+
+RECURRENT = """recurrent (float[N,5,6] x) => (float[N,4] y) <int64[1] first = {0}> {
+    s = Transpose<perm=[1,0,2]>(x)
+    [cell] a, b, c = LSTM<hidden_size=8>(s, w, r)
+    d = Squeeze(b, first)
+    y = Gemm<transB=1>(d, v) }"""
+
+
+@pytest.mark.parametrize(("fast", "form"), [(True, "fastest"), (False, "cast")])
+def test_recurrent_layers_are_stored_in_integers(fast: bool, form: str) -> None:
+    model = parse(RECURRENT, w=(1, 32, 6), r=(1, 32, 8), v=(4, 8))
+    cell = next(node.name for node in model.ir.graph if node.op_type == "LSTM")
+    assert features(model).recurrent == (cell,)
+    for minimize, others in (("latency", {"float", "int8 products"}), ("size", {"float"})):
+        plans = by_name(propose(model, runtime(FAST_DYNAMIC=fast), minimize))  # type: ignore[arg-type]
+        for name in {"float", "int8 products"}:
+            last = plans[f"{name}, recurrent int8"].steps[-1]
+            assert (last.method, last.config, last.scope.only) == ("quantize_weights", {"form": form}, (cell,))
+        assert others <= set(plans) and ("int8 products" in plans) is ("int8 products" in others)

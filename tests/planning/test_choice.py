@@ -5,9 +5,8 @@ from hypothesis import strategies as st
 
 from gossamer.nouns.budget import Budget
 from gossamer.nouns.facts import Accuracy, Bytes, Facts, Latency
-from gossamer.nouns.plan import Plan
+from gossamer.nouns.plan import ORIGINAL, Plan
 from gossamer.nouns.record import Candidate
-from gossamer.planning.candidates import ORIGINAL
 from gossamer.planning.choice import SAME_SPEED, rank
 
 FAST, SMALL = Budget(minimize="latency"), Budget(minimize="size")

@@ -5,10 +5,9 @@ from hypothesis import strategies as st
 
 from gossamer.nouns.diagnosis import LayerBlame
 from gossamer.nouns.facts import Accuracy, Bytes, Facts, Latency
-from gossamer.nouns.plan import Plan, Scope, Step
+from gossamer.nouns.plan import ORIGINAL, Plan, Scope, Step, quantizing
 from gossamer.nouns.record import Candidate
-from gossamer.planning.candidates import ORIGINAL
-from gossamer.planning.guard import culprits, quantizing, raised, through_quantizing, to_mend, worth_mending
+from gossamer.planning.guard import culprits, raised, through_quantizing, to_mend, worth_mending
 
 FOLD, BIAS = Step("fold_constants"), Step("correct_bias")
 INT8 = Plan("int8", (FOLD, Step("quantize_static"), BIAS))

@@ -26,19 +26,21 @@ def test_refine_varies_the_fastest_static_plan() -> None:
         f"{base}, equalized",
         f"{base}, l2 ranges, equalized",
         f"{base}, biases as they were",
+        f"{base}, biases in order",
     ]
     assert not set(second) & set(plans)
     equalized = [s.method for s in second[f"{base}, equalized"].steps]
     assert equalized.index("equalize_channels") == equalized.index("quantize_static") - 1
     assert step(second[f"{base}, l2 ranges"], "quantize_static").scope.skip == ("stem",)
     assert "correct_bias" not in [s.method for s in second[f"{base}, biases as they were"].steps]
+    assert step(second[f"{base}, biases in order"], "correct_bias").config == {"statistics": "sequential"}
 
 
 def test_refine_does_not_repeat_the_ranges_of_its_base() -> None:
     plans = by_name(propose(encoder(), onnxruntime, "latency"))
     second = by_name(refine(encoder(), [tried(plans["int8 products"], 2.0)]))
     configs = [step(plan, "quantize_static").config["ranges"] for plan in second.values() if "ranges" in plan.name]
-    assert sorted(configs) == sorted(set(RANGES) - {"percentile"})
+    assert configs == ["l2"]
     assert not any("equalized" in name for name in second)
 
 
@@ -52,7 +54,7 @@ def test_refine_for_size_varies_the_smallest() -> None:
 def test_refine_without_a_static_plan() -> None:
     plans = by_name(propose(encoder(), onnxruntime, "latency"))
     first = [tried(plans["dynamic int8"], 3.0), Candidate(plans["int8 products"], error="no")]
-    assert [plan.name for plan in refine(encoder(), first)] == ["dynamic int8, smoothed"]
+    assert refine(encoder(), first) == ()
     assert refine(cnn(), [tried(plans["dynamic int8"], 3.0)]) == ()
 
 
@@ -69,10 +71,3 @@ def test_the_truest_is_varied_too_where_the_fastest_breaks_the_floor() -> None:
     broken = refine(cnn(), [tried(plans["int8"], 3.0, snr_db=19, met=False), stem])
     assert not any(plan.name.startswith("int8, stem") for plan in kept)
     assert len(broken) == 2 * len(kept)
-
-
-def test_encoders_are_smoothed_in_front_of_the_quantizers() -> None:
-    plans = by_name(propose(encoder(), onnxruntime, "latency"))
-    smoothed = by_name(refine(encoder(), [tried(plans["int8 products"], 2.0)]))["int8 products, smoothed"]
-    methods = [step.method for step in smoothed.steps]
-    assert methods.index("smooth_activations") == methods.index("quantize_static") - 1

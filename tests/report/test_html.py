@@ -12,82 +12,26 @@ import plotly.graph_objects as go
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.report.records import (
+    HOSTILE,
+    ORIGINAL_BYTES,
+    RUNTIME,
+    changed,
+    diagnosed_record,
+    diagnosis,
+    facts,
+    hostile_diagnosis,
+    sample_record,
+)
 
 from gossamer.errors import OutputError
+from gossamer.nouns.diagnosis import Diagnosis
 from gossamer.nouns.facts import Accuracy, Bytes, Facts, Latency
 from gossamer.nouns.plan import Calibration, Plan, Scope, Step
-from gossamer.nouns.record import Candidate, Machine, Record, Split, Splits
+from gossamer.nouns.record import Candidate, Machine, Record
 from gossamer.report import words
 from gossamer.report.html import rank, write_report
 from gossamer.report.picture import figure
-
-HOSTILE = """</script><script>alert(1)</script><img src=x onerror="alert(2)">'&{{ 7*7 }}%{x}"""
-ORIGINAL_BYTES, ORIGINAL_MS = 1_517_780, 0.431
-RUNTIME = "onnxruntime 1.31.1"
-
-
-def facts(drop: float, ratio: float, size: int, half: float = 0.006) -> Facts:
-    accuracy = Accuracy("top1", 0.9372, 0.9372 - drop, drop, drop - half, drop + half, 700, 24.6)
-    latency = Latency(ORIGINAL_MS, ORIGINAL_MS / ratio, ratio, 0.97 * ratio, 1.04 * ratio, 1, RUNTIME)
-    return Facts(accuracy, Bytes(ORIGINAL_BYTES, size), latency)
-
-
-def candidate(name: str, steps: tuple[Step, ...], measured: Facts, seconds: float) -> Candidate:
-    calibration = Calibration("demo-out/data.npz", digest="9f2c")
-    return Candidate(Plan(name, steps, calibration), measured, measured.accuracy.drop <= 0.01, "", seconds)
-
-
-def sample_record() -> Record:
-    """What a real run leaves: eight candidates, one of them failed, one collapsed."""
-    fold, equalize = Step("fold_batchnorm"), Step("equalize_channels")
-
-    def static(**options: object) -> Step:
-        scope = Scope(skip=("stem",))
-        return Step("static_int8", {"activations": "uint8", "granularity": "per_channel", **options}, scope)
-
-    candidates = (
-        candidate("float, folded", (fold,), facts(0.0, 1.04, 1_498_112, 0.0), 2.1),
-        candidate("float16", (fold, Step("float16")), facts(0.0004, 0.71, 760_144, 0.0012), 2.8),
-        candidate("dynamic int8", (fold, Step("dynamic_int8")), facts(0.0021, 0.55, 402_331, 0.003), 3.3),
-        candidate("static int8, min-max", (fold, static(ranges="minmax")), facts(0.0057, 2.29, 411_902), 6.4),
-        candidate("static int8, KL", (fold, static(ranges="kl")), facts(0.0129, 2.31, 411_902, 0.008), 7.0),
-        msgspec.structs.replace(
-            candidate(
-                "static int8, L2, equalized, bias corrected",
-                (fold, equalize, static(ranges="l2"), Step("correct_bias")),
-                facts(0.0014, 2.26, 413_120, 0.005),
-                9.7,
-            ),
-            notes=("bias corrected in 7 of 14 layers; elsewhere the output error did not fall",),
-        ),
-        candidate("static int8, per tensor", (fold, static(ranges="minmax")), facts(0.214, 2.35, 409_777, 0.03), 6.0),
-        Candidate(Plan("static int8, int16 activations"), None, False, "onnxruntime refuses the model: no kernel", 1.2),
-    )
-    return Record(
-        met=True,
-        artifact="demo-out/model.onnx",
-        accuracy=Accuracy("top1", 0.9385, 0.9371, 0.0014, -0.0031, 0.0060, 700, 24.8),
-        bytes=Bytes(ORIGINAL_BYTES, 413_120),
-        latency_ms=Latency(ORIGINAL_MS, 0.1907, 2.26, 2.19, 2.35, 1, RUNTIME),
-        seconds=41.3,
-        peak_rss_bytes=312_000_000,
-        max_drop=0.01,
-        minimize="latency",
-        confident=False,
-        chosen="static int8, L2, equalized, bias corrected",
-        model="original.onnx",
-        data="demo-out/data.npz",
-        notes=("bias corrected in 7 of 14 layers",),
-        original_sha256="1" * 64,
-        artifact_sha256="2" * 64,
-        labelled=True,
-        splits=Splits(Split(600, "a" * 64), Split(700, "b" * 64), Split(700, "c" * 64), 0),
-        candidates=candidates,
-        machine=Machine(
-            "Xeon (Sapphire Rapids)", 2, ("avx2", "avx512f", "avx512_vnni"), "Linux 6.1", "3.11.7", {"numpy": "2.4.6"}
-        ),
-        gossamer="0.1.0",
-    )
 
 
 class Reader(HTMLParser):
@@ -125,10 +69,6 @@ def read(record: Record, folder: Path) -> Reader:
     reader.feed((folder / "report.html").read_text(encoding="utf-8"))
     assert reader.open == []
     return reader
-
-
-def changed(record: Record, **fields: object) -> Record:
-    return msgspec.structs.replace(record, **fields)
 
 
 def unmeasured() -> Record:
@@ -205,14 +145,15 @@ def test_a_hostile_name_stays_text(tmp_path: Path) -> None:
     )
     machine = Machine(HOSTILE, 2, (HOSTILE,), HOSTILE, HOSTILE, {HOSTILE: HOSTILE})
     fields = {"candidates": evil, "machine": machine, "model": HOSTILE, "artifact": HOSTILE, "chosen": HOSTILE}
+    fields["diagnosis"] = hostile_diagnosis()
     page = read(changed(record, warnings=(HOSTILE,), gossamer=HOSTILE, **fields), tmp_path)
     honest = read(record, tmp_path)
     assert len(page.scripts) == len(honest.scripts) == 3
     assert page.scripts[1:] == honest.scripts[1:]
     assert not any(tag == "img" or any(name.startswith("on") for name in attributes) for tag, attributes in page.tags)
-    assert page.text.count(HOSTILE) >= 10
-    drawn = json.loads(page.scripts[0])
-    hovers = [text for trace in drawn["data"] for text in trace.get("hovertext", [])]
+    assert page.text.count(HOSTILE) >= 20
+    drawn = [trace for one in json.loads(page.scripts[0]).values() for trace in one["data"]]
+    hovers = [text for trace in drawn for text in trace.get("hovertext", [])]
     assert not any("<img" in text or "<script" in text for text in hovers)
 
 
@@ -221,6 +162,37 @@ def test_missing_numbers_are_told_as_missing(tmp_path: Path) -> None:
     assert words.UNKNOWN in page.text
     assert "nan" not in page.text.lower().replace("gossamer", "")
     assert "NaN" not in page.scripts[0]
+
+
+def test_a_diagnosis_is_told_whole(tmp_path: Path) -> None:
+    text = " ".join(read(diagnosed_record(), tmp_path).text.split())
+    told = diagnosis()
+    for one in told.findings:
+        assert one.text.replace("`", "") in text and one.remedy.replace("`", "") in text
+    for expected in (
+        "Fold batchnorm 101 %", "float rounding only", "45 % −56 %", "23.5 dB", "24.8 dB +1.3 dB", "14 integer layers",
+        "block6.conv1", "1.5 dB truer 13.0 % slower", "0.070 % of the values cut off", "nothing cut off", "256 steps",
+    ):  # fmt: skip
+        assert expected in text, expected
+
+
+@pytest.mark.parametrize("told", [None, Diagnosis()])
+def test_without_a_diagnosis_there_are_no_sections_of_it(told: Diagnosis | None, tmp_path: Path) -> None:
+    page = read(changed(sample_record(), diagnosis=told), tmp_path)
+    labels = {attributes.get("aria-label") for tag, attributes in page.tags if tag == "section"}
+    assert labels == {"Before and after", "Candidates", "What was done", "Data", "Machine", "Files"}
+    assert list(json.loads(page.scripts[0])) == ["picture"]
+
+
+def test_each_part_of_a_diagnosis_stands_alone(tmp_path: Path) -> None:
+    whole = diagnosis()
+    for part, label in (("layers", "Layers"), ("ranges", "Ranges"), ("findings", "Findings"), ("steps", None)):
+        only = Diagnosis(**{part: getattr(whole, part)})
+        page = read(changed(sample_record(), diagnosis=only), tmp_path)
+        labels = {attributes.get("aria-label") for tag, attributes in page.tags if tag == "section"}
+        assert labels & {"Layers", "Ranges", "Findings"} == ({label} if label else set())
+        places = {attributes.get("id") for _, attributes in page.tags}
+        assert set(json.loads(page.scripts[0])) <= places
 
 
 def test_no_candidate_at_all(tmp_path: Path) -> None:

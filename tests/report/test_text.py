@@ -13,6 +13,7 @@ from rich.console import Console
 
 from gossamer.measuring.inspection import Axes, Inspection
 from gossamer.measuring.layers import Layer
+from gossamer.nouns.diagnosis import Diagnosis, Finding
 from gossamer.nouns.facts import Accuracy, Bytes, Facts, Latency, LayerError
 from gossamer.nouns.plan import Plan, Step
 from gossamer.nouns.record import Candidate, Machine, Record, Split, Splits
@@ -84,6 +85,28 @@ def test_equal_outputs_have_no_decibels() -> None:
     text = " ".join(printed(print_record, record(accuracy=replace(ACCURACY, snr_db=200.0))).split())
     assert "The outputs are equal." in text
     assert "dB" not in text
+
+
+def test_the_first_findings_are_told_shortly() -> None:
+    long = (
+        "Add `conv` to `skip` of `quantize_static`'s scope in `plan.yaml`, then `gossamer apply plan.yaml model.onnx`."
+        * 2
+    )
+    found = (
+        Finding("`conv[0]` costs most: 1.9 dB.", long),
+        Finding("Correcting the biases gained 1.3 dB.", "Applied."),
+        Finding("The floor is missed.", "To accept that: `gossamer compress m.onnx --data d.npz --max-drop 1.5%`"),
+        Finding("The fourth is in the report.", "Applied."),
+    )
+    text = printed(print_record, record(diagnosis=Diagnosis(findings=found)))
+    lines = [line.strip() for line in text.splitlines()]
+    assert "→ conv[0] costs most: 1.9 dB. How to change it is in report.html." in lines
+    assert "→ Correcting the biases gained 1.3 dB. Applied." in lines
+    assert "`gossamer compress m.onnx --data d.npz --max-drop 1.5%`" in " ".join(text.split())
+    assert "The fourth" not in text
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert sum("→" in line for line in lines) == 3
+    assert "→" not in printed(print_record, record())
 
 
 def test_candidates_are_told_apart() -> None:

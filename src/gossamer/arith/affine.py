@@ -14,6 +14,11 @@ import numpy as np
 from gossamer.errors import DataError
 
 IntegerName = Literal["uint8", "int8", "uint16", "int16"]
+WeightBits = Literal[7, 8, 16]
+
+# The largest weight integer. 7 bits are for processors that add two products of an unsigned and a signed byte in int16,
+# as vpmaddubsw does: 2 * 255 * 64 fits into it, 2 * 255 * 127 does not, and saturates.
+WEIGHT_LIMITS: dict[WeightBits, int] = {7: 64, 8: 127, 16: 32767}
 
 SMALLEST_SCALE = np.finfo(np.float32).tiny  # below it float32 is denormal, which runtimes may flush to zero
 LARGEST_SCALE = np.finfo(np.float32).max
@@ -80,12 +85,15 @@ def dequantize(q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, axis: i
     return np.asarray((q.astype(np.int32) - zero).astype(np.float32) * _along(scale, q.ndim, axis))
 
 
-def weight_scales(w: np.ndarray, axis: int | None, dtype_name: IntegerName = "int8") -> np.ndarray:
+def weight_scales(
+    w: np.ndarray, axis: int | None, dtype_name: IntegerName = "int8", limit: int | None = None
+) -> np.ndarray:
     """Symmetric scales that reach the largest magnitude of each channel.
 
     Args:
         w: float weights of any shape.
         axis: the channels' axis, or None for one scale of the whole tensor.
+        limit: the integer that the largest magnitude becomes; None means the type's largest.
 
     Returns:
         float32, (channels,) or a scalar array.
@@ -95,6 +103,8 @@ def weight_scales(w: np.ndarray, axis: int | None, dtype_name: IntegerName = "in
     """
     largest = np.abs(_rows(w, axis)).max(axis=1, initial=0.0)
     scale_C, _ = affine_parameters(-largest, largest, dtype_name, symmetric=True)
+    if limit is not None:
+        scale_C = _usable_scale(largest.astype(np.float64) / limit)
     return scale_C if axis is not None else scale_C.reshape(())
 
 

@@ -105,6 +105,11 @@ def is_narrow_stem(node: ir.Node) -> bool:
     return channels is not None and channels <= 4 and attribute_int(node, "group", 1) == 1
 
 
+def is_product_of_activations(node: ir.Node) -> bool:
+    """A MatMul without a constant, as in attention."""
+    return node.domain == "" and node.op_type == "MatMul" and all(constant(value) is None for value in node.inputs)
+
+
 def reads_table(node: ir.Node) -> bool:
     """A look-up of rows in a constant float32 matrix, such as an embedding."""
     if node.domain != "" or node.op_type != "Gather" or attribute_int(node, "axis", 0) != 0:

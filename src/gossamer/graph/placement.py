@@ -7,18 +7,23 @@ convolution in float; a Relu or Clip in front of a pair disappears if the pair's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 
 import onnx_ir as ir
 
 from gossamer.graph.edit import constant, is_float
 from gossamer.graph.layers import Layer, layer_of
+from gossamer.graph.qdq import dequantizer, pair_of
 
 # These only move or select values, so their output keeps the input's integers.
 MOVERS = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Slice", "Split"})
 LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
+PRODUCTS = frozenset({"Gemm", "MatMul"})
+ALREADY = "it is quantized already"
+NONE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,22 @@ class Placement:
     left: dict[str, str]
 
 
-def place(graph: ir.Graph, operators: Collection[str], wanted: Callable[[ir.Node], bool]) -> Placement:
-    """Decide the pairs for all nodes of these operators that `wanted` accepts."""
+def place(
+    graph: ir.Graph,
+    operators: Collection[str],
+    wanted: Callable[[ir.Node], bool],
+    barred: Mapping[str, str] = NONE,
+    free_float: Collection[str] = PRODUCTS,
+) -> Placement:
+    """Decide the pairs for all nodes of these operators that `wanted` accepts.
+
+    A graph may hold pairs already: nodes between them are left alone, and what they give counts as integers.
+
+    Args:
+        barred: activations that no pair may stand on, and why.
+        free_float: operators that compute in integers and give float out for free, so that what they give to
+            nodes in float needs no pair.
+    """
     chosen: dict[ir.Node, None] = {}  # an ordered set, as is the next
     quantized: dict[ir.Value, None] = {}
     layers: list[Layer] = []
@@ -51,7 +70,7 @@ def place(graph: ir.Graph, operators: Collection[str], wanted: Callable[[ir.Node
     for node in graph:
         if node.op_type not in operators or not wanted(node):
             continue
-        found = _integer_form(node)
+        found = _barred(node, barred) or _integer_form(node)
         if isinstance(found, str):
             left[node.name or ""] = found
             continue
@@ -67,7 +86,7 @@ def place(graph: ir.Graph, operators: Collection[str], wanted: Callable[[ir.Node
         output = node.outputs[0]
         end = _activation_behind(output)
         tail = output if end is None else end.outputs[0]
-        if _output_wanted(node, tail, chosen):
+        if tail.name not in barred and not _rounded(tail) and _output_wanted(node, tail, chosen, free_float):
             quantized[tail] = None
             if end is not None:
                 ends[output] = end
@@ -104,7 +123,7 @@ def _outside_regions(chosen: Collection[ir.Node]) -> list[ir.Node]:
 def _made_in(value: ir.Value, nodes: Collection[ir.Node]) -> bool:
     """Whether one of these nodes made a value, with only movers and bounds between."""
     producer = value.producer()
-    if producer is None or producer in nodes:
+    if producer is None or producer in nodes or pair_of(value) is not None:
         return producer is not None
     source = _moved_from(value)
     if source is None and producer.domain == "" and producer.op_type in ("Relu", "Clip"):
@@ -112,10 +131,36 @@ def _made_in(value: ir.Value, nodes: Collection[ir.Node]) -> bool:
     return source is not None and _made_in(source, nodes)
 
 
+def _barred(node: ir.Node, barred: Mapping[str, str]) -> str:
+    """Why a node cannot have the pairs it needs, or ""; matrix products need none on what they give."""
+    needed = _activations(node)
+    if node.op_type not in ("Gemm", "MatMul"):
+        end = _activation_behind(node.outputs[0])
+        needed = [*needed, node.outputs[0] if end is None else end.outputs[0]]
+    return next((barred[value.name or ""] for value in needed if value.name in barred), "")
+
+
+def _in_integers(node: ir.Node) -> bool:
+    """Whether an earlier quantization chose this node."""
+    if node.op_type in LAYERS:
+        return all(dequantizer(node, index) is not None for index in (0, 1))
+    readers = node.outputs[0].consumers()
+    given = [*_activations(node)] if any(reader.op_type == "QuantizeLinear" for reader in readers) else []
+    return bool(given) and all(pair_of(value) is not None for value in given)
+
+
+def _rounded(value: ir.Value) -> bool:
+    """Whether all that a value is used for is being quantized."""
+    readers = value.consumers()
+    return bool(readers) and not value.is_graph_output() and all(r.op_type == "QuantizeLinear" for r in readers)
+
+
 def _integer_form(node: ir.Node) -> Layer | str | None:
     """The layer that a node is, None if it can run in integers without a weight, or why it cannot."""
     if node.domain != "":
         return f"{node.domain}.{node.op_type} is a custom operator"
+    if _in_integers(node):
+        return ALREADY
     activations = _activations(node)
     if node.op_type in LAYERS and not (node.op_type == "MatMul" and len(activations) == 2):
         return layer_of(node)
@@ -142,9 +187,9 @@ def _activation_behind(output: ir.Value) -> ir.Node | None:
     return end if all(value is None or constant(value) is not None for value in end.inputs[1:]) else None
 
 
-def _output_wanted(node: ir.Node, tail: ir.Value, chosen: Collection[ir.Node]) -> bool:
-    """Convolutions and element-wise nodes need the pair to run in integers; matrix products give float for free."""
-    if node.op_type not in ("Gemm", "MatMul"):
+def _output_wanted(node: ir.Node, tail: ir.Value, chosen: Collection[ir.Node], free_float: Collection[str]) -> bool:
+    """Most nodes need the pair to run in integers; those that give float for free only if an integer node reads it."""
+    if node.op_type not in free_float:
         return True
     return any(_reaches_integer(consumer, chosen) for consumer in tail.consumers())
 

@@ -1,4 +1,9 @@
-"""QuantizeLinear and DequantizeLinear in a graph: the pair on an activation, the stored integers of a weight."""
+"""QuantizeLinear and DequantizeLinear in a graph: the pair on an activation, the stored integers of a weight.
+
+The standard's operators take 16 bits from opset 21 on. In a graph of an older one (intake raises all it can) those of
+16 bits are onnxruntime's own, of the domain com.microsoft, which it reads since 1.16: it opens both at any opset that
+has them, and runs both in the same way and time.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from gossamer.graph.edit import add_node, attribute_int, constant, fresh_name, graph_of, shared_initializer
+
+OPSET_OF_16_BITS = 21
 
 
 class Pair(msgspec.Struct, frozen=True):
@@ -38,25 +45,40 @@ def dequantized(node: ir.Node, name: str, integers: np.ndarray, scale: np.ndarra
     inputs = [shared_initializer(graph, f"{name}_{part}", array) for part, array in parts]
     output_name, shape = f"{name}_dequantized/{node.name}", ir.Shape(integers.shape)
     attributes = {} if axis is None else {"axis": axis}
-    return add_node(node, "DequantizeLinear", inputs, output_name, ir.DataType.FLOAT, shape, attributes)
+    domain = _domain(graph, integers.dtype)
+    return add_node(node, "DequantizeLinear", inputs, output_name, ir.DataType.FLOAT, shape, attributes, domain)
+
+
+def _domain(graph: ir.Graph, dtype: np.dtype) -> str:
+    """Where the operators for this integer type are; the graph imports it."""
+    if dtype.itemsize != 2 or graph.opset_imports.get("", OPSET_OF_16_BITS) >= OPSET_OF_16_BITS:
+        return ""
+    graph.opset_imports.setdefault("com.microsoft", 1)
+    return "com.microsoft"
 
 
 def insert_pair(graph: ir.Graph, value: ir.Value, pair: Pair, readers: Collection[ir.Node] | None = None) -> None:
-    """Put Q and DQ behind a value.
+    """Put Q and DQ behind a value; if that comes out of a pair itself, beside the other pair, on the same tensor.
 
     Where nobody is left who reads the value itself, the DQ's output takes over its name, so that graphs can be
     compared by name. A graph input keeps its name.
 
     Args:
-        readers: only these of the value's readers see the pair; None means all, and the graph's outputs.
+        readers: only these of the value's readers see the pair; None means all but other quantizers, and the graph's
+            outputs.
     """
     name, producer = value.name or "value", value.producer()
-    uses = [use for use in value.uses() if readers is None or use.node in readers]
+    uses = [
+        use
+        for use in value.uses()
+        if (use.node.op_type != "QuantizeLinear" if readers is None else use.node in readers)
+    ]
     complete = readers is None or (len(uses) == len(value.uses()) and not value.is_graph_output())
-    out = _pair_behind(graph, value, pair)
+    source = quantized_tensor(value)
+    out = _pair_behind(graph, source or value, name, pair)
     for node, index in uses:
         node.replace_input_with(index, out)
-    if not complete or producer is None:
+    if not complete or producer is None or source is not None:
         out.name = fresh_name(graph, f"{name}_dequantized")
         return
     for index, output in enumerate(graph.outputs):
@@ -65,12 +87,15 @@ def insert_pair(graph: ir.Graph, value: ir.Value, pair: Pair, readers: Collectio
     value.name, out.name = fresh_name(graph, f"{name}_float"), name
 
 
-def _pair_behind(graph: ir.Graph, value: ir.Value, pair: Pair) -> ir.Value:
+def _pair_behind(graph: ir.Graph, value: ir.Value, name: str, pair: Pair) -> ir.Value:
     """The two nodes in their place; the result has no name yet."""
-    integer = ir.node("QuantizeLinear", [value, pair.scale, pair.zero_point], name=f"{value.name}/QuantizeLinear")
-    inputs = [integer.outputs[0], pair.scale, pair.zero_point]
-    real = ir.node("DequantizeLinear", inputs, name=f"{value.name}/DequantizeLinear")
-    integer.outputs[0].name = fresh_name(graph, f"{value.name}_quantized")
+    domain = _domain(graph, np.asarray(constant(pair.zero_point)).dtype)
+    parts, quantized = [pair.scale, pair.zero_point], fresh_name(graph, f"{name}_quantized")
+    count = quantized.removeprefix(f"{name}_quantized")  # beside another pair the nodes need new names too
+    integer = ir.node("QuantizeLinear", [value, *parts], domain=domain, name=f"{name}/QuantizeLinear{count}")
+    inputs = [integer.outputs[0], *parts]
+    real = ir.node("DequantizeLinear", inputs, domain=domain, name=f"{name}/DequantizeLinear{count}")
+    integer.outputs[0].name = quantized
     integer.outputs[0].type, integer.outputs[0].shape = pair.zero_point.type, value.shape
     real.outputs[0].type, real.outputs[0].shape = value.type, value.shape
     producer = value.producer()
@@ -81,11 +106,31 @@ def _pair_behind(graph: ir.Graph, value: ir.Value, pair: Pair) -> ir.Value:
     return real.outputs[0]
 
 
+def quantized_tensor(value: ir.Value) -> ir.Value | None:
+    """The tensor that a quantizer rounded to this value, if one did."""
+    real = value.producer()
+    integer = real.inputs[0].producer() if real is not None and pair_of(value) is not None and real.inputs[0] else None
+    return None if integer is None else integer.inputs[0]
+
+
 def dequantizer(node: ir.Node, index: int) -> ir.Node | None:
     """The DequantizeLinear that makes a node's input, if one does."""
     value = node.inputs[index] if len(node.inputs) > index else None
     producer = None if value is None else value.producer()
     return producer if producer is not None and producer.op_type == "DequantizeLinear" else None
+
+
+def pair_of(value: ir.Value) -> Pair | None:
+    """The quantizer that a value comes out of, if it does: a QuantizeLinear and DequantizeLinear of one grid."""
+    real = value.producer()
+    integers = real.inputs[0] if real is not None and real.op_type == "DequantizeLinear" else None
+    integer = None if integers is None else integers.producer()
+    if real is None or integer is None or integer.op_type != "QuantizeLinear" or len(real.inputs) < 3:
+        return None
+    scale, zero_point = real.inputs[1:3]
+    if scale is None or zero_point is None or constant(scale) is None or constant(zero_point) is None:
+        return None
+    return Pair(scale, zero_point) if np.asarray(constant(scale)).ndim == 0 else None
 
 
 def stored_integers(node: ir.Node) -> Stored | None:

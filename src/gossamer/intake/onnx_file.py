@@ -1,8 +1,12 @@
-"""The ONNX door: a file, or a message in memory, becomes a checked and normalised Model."""
+"""The ONNX door: a file, or a message in memory, becomes a checked and normalised Model.
+
+Keras and TFLite models pass through doors of their own first; what those give is checked here like any other graph.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +14,26 @@ import onnx
 import onnx_ir as ir
 
 from gossamer.errors import GossamerError, ModelError
+from gossamer.intake.computed_shapes import fix_shapes
+from gossamer.intake.keras_model import SUFFIXES as KERAS_SUFFIXES
+from gossamer.intake.keras_model import convert_keras, is_keras_model
 from gossamer.intake.normalise import OLDEST_OPSET, normalise, root_cause, sort_nodes
+from gossamer.intake.tflite_file import SUFFIX as TFLITE_SUFFIX
+from gossamer.intake.tflite_file import convert_tflite
 from gossamer.intake.weights import check_finite, check_tensors, map_external
 from gossamer.nouns.model import Model
 
 PROTOBUF_LIMIT_BYTES = 2**31 - 1
 
 _TORCH_DOOR = "load it in Python and give the module with example inputs: gossamer.load_torch(module, example_inputs)"
-_OTHER_DOORS = {  # suffix -> what it is and which door to use
+_OTHER_DOORS = {  # suffix, of the name or that goes with the content -> what it is and which door to use
     **dict.fromkeys(
         (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"), f"a Python pickle, never loaded here; {_TORCH_DOOR}"
     ),
     ".pt2": f"a torch program; {_TORCH_DOOR}",
     ".safetensors": f"weights without a graph; {_TORCH_DOOR}",
-    **dict.fromkeys(
-        (".h5", ".hdf5", ".keras"), "a Keras model; in Python, model.export('model.onnx', format='onnx') makes one"
-    ),
-    ".tflite": "a TFLite model; `python -m tf2onnx.convert --tflite model.tflite --output model.onnx` makes ONNX of it",
+    ".h5": "a Keras model; give it the suffix .h5",
+    ".tflite": "a TFLite model; give it the suffix .tflite",
     ".pb": "a TensorFlow graph; `python -m tf2onnx.convert --saved-model FOLDER --output model.onnx` makes ONNX of it",
     ".ort": "ONNX Runtime's own format; give the .onnx file it was made from",
     ".xml": "an OpenVINO model; give the ONNX file it was made from",
@@ -40,42 +47,61 @@ _MAGIC = (  # first bytes, for files under another suffix
 )
 
 
-def load(source: str | Path | onnx.ModelProto | Model) -> Model:
+def load(source: Any) -> Model:
     """Read a model and give its graph the clean form that every pass relies on (see `normalise`).
 
     Args:
-        source: the path of an ONNX file, a message in memory, or a Model that was already read.
+        source: the path of an ONNX, Keras or TFLite file, an `onnx.ModelProto`, a `keras.Model`, or a Model that was
+            already read.
 
     Raises:
+        MissingExtraError: the packages that a Keras or TFLite model needs are not installed.
         ModelError: the file is absent, damaged, unsafe, older than opset 11, or of another kind; or weights hold NaN.
     """
     return normalise(read(source))
 
 
-def read(source: str | Path | onnx.ModelProto | Model) -> Model:
+def read(source: Any) -> Model:
     """Read and check a model and leave its graph as it is. External data stays on disk, memory-mapped when used.
 
     Raises:
-        ModelError: as `load`.
+        MissingExtraError, ModelError: as `load`.
     """
     if isinstance(source, Model):
         return source
     if isinstance(source, onnx.ModelProto):
         return _checked(source, source.graph.name or "model", None)
     if isinstance(source, (str, Path)):
-        return _checked(_parse(Path(source)), Path(source).name, Path(source))
+        path = _existing(Path(source))
+        if path.suffix.lower() in KERAS_SUFFIXES:
+            return _converted(*convert_keras(path), path.name)
+        if path.suffix.lower() == TFLITE_SUFFIX:
+            return _converted(*convert_tflite(path), path.name)
+        return _checked(_parse(path), path.name, path)
+    if is_keras_model(source):
+        return _converted(*convert_keras(source), source.name)
     if hasattr(source, "state_dict"):
         raise ModelError("a torch module needs example inputs: gossamer.load_torch(module, example_inputs)")
     raise ModelError(f"a model of type {type(source).__name__}; give the path of an ONNX file or an onnx.ModelProto")
 
 
-def _parse(path: Path) -> onnx.ModelProto:
+def _converted(proto: onnx.ModelProto, note: str, name: str) -> Model:
+    model = replace(_checked(proto, name, None), notes=(note,))
+    fix_shapes(model.ir)
+    return model
+
+
+def _existing(path: Path) -> Path:
     if path.is_dir():
         inside = sorted(file.name for file in path.glob("*.onnx"))
         hint = f"give the file in it: {', '.join(inside[:5])}" if inside else "there is no .onnx file in it"
         raise ModelError(f"{path} is a folder; {hint}")
     if not path.exists():
         raise ModelError(f"{path}: no such file; give the path of an ONNX file")
+    return path
+
+
+def _parse(path: Path) -> onnx.ModelProto:
     if path.suffix.lower() in _OTHER_DOORS:
         raise ModelError(f"{path} is {_OTHER_DOORS[path.suffix.lower()]}")
     try:

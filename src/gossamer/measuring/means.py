@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,9 +12,21 @@ from gossamer.nouns.samples import Samples
 from gossamer.runtimes.onnxruntime import open_session
 
 
-def half_means(
-    model: Model, names: Sequence[str], samples: Samples, threads: int = 1
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+class Mean(NamedTuple):
+    """A mean over samples.
+
+    Attributes:
+        mean_O: float64 (O,).
+        variance_O: what is to be expected of the mean's own squared error, (O,); 0 if there is one sample only.
+        samples: how many.
+    """
+
+    mean_O: np.ndarray
+    variance_O: np.ndarray
+    samples: int
+
+
+def half_means(model: Model, names: Sequence[str], samples: Samples, threads: int = 1) -> dict[str, tuple[Mean, Mean]]:
     """The mean over the first axis of some outputs, for the even and for the odd samples, streaming.
 
     The first axis counts the samples, or the rows of one sample after those of the other. If it is no multiple of the
@@ -23,35 +36,64 @@ def half_means(
         names: outputs of the model, each (rows, O).
 
     Returns:
-        name -> (mean over even samples, mean over odd samples), float64 (O,). A single sample serves as both.
+        name -> (over even samples, over odd samples). A single sample serves as both.
 
     Raises:
         CandidateError: the runtime refuses the model.
     """
     session = open_session(model, threads)
     size = session.static_batch or 1
-    sums: dict[str, np.ndarray] = {}  # (2, O)
-    counts = dict.fromkeys(names, np.zeros((2, 1)))
+    sums: dict[str, np.ndarray] = {}  # (2 halves, 2 powers, O)
+    counts = dict.fromkeys(names, np.zeros(2))
     for batch in samples.batches(size):
         kept = len(next(iter(batch.feeds.values())))
         filled = np.minimum(np.arange(size), kept - 1)  # the last sample fills up a batch of fixed size
         arrays = session.run({name: array[filled] for name, array in batch.feeds.items()}, names)
         for name, array in zip(names, arrays, strict=True):
-            means = _sample_means(array, size, kept)
-            halves = (np.arange(len(means)) + counts[name].sum()) % 2 == np.array([[0], [1]])
-            sums[name] = sums.get(name, 0.0) + halves @ means
-            counts[name] = counts[name] + halves.sum(axis=1, keepdims=True)
+            means_NO = sample_means(array, size)[:kept]
+            halves = (np.arange(len(means_NO)) + counts[name].sum()) % 2 == np.array([[0], [1]])
+            sums[name] = sums.get(name, 0.0) + np.stack([halves @ means_NO, halves @ np.square(means_NO)], axis=1)
+            counts[name] = counts[name] + halves.sum(axis=1)
     return {name: _two_means(sums[name], counts[name]) for name in names}
 
 
-def _sample_means(array: np.ndarray, size: int, kept: int) -> np.ndarray:
-    """The mean row of each of the first `kept` samples of a batch, float64."""
-    rows = array.astype(np.float64)
-    if len(rows) % size:
-        return np.asarray(rows.mean(axis=0, keepdims=True))
-    return np.asarray(rows.reshape(size, -1, *rows.shape[1:]).mean(axis=1)[:kept])
+def sample_means(rows: np.ndarray, size: int) -> np.ndarray:
+    """The mean row of each of the `size` samples of a batch, float64 (size, O), or (1, O) if rows belong to nobody."""
+    wide = rows.astype(np.float64)
+    if len(wide) % size:
+        return np.asarray(wide.mean(axis=0, keepdims=True))
+    return np.asarray(wide.reshape(size, -1, *wide.shape[1:]).mean(axis=1))
 
 
-def _two_means(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    even, odd = sums / np.maximum(counts, 1)
-    return even, odd if counts[1] else even
+def mean_of(means_NO: np.ndarray) -> Mean:
+    """The mean of the samples' own means."""
+    return _mean(means_NO.sum(axis=0), np.square(means_NO).sum(axis=0), len(means_NO))
+
+
+def joined(one: Mean, other: Mean) -> Mean:
+    """The mean over the samples of both."""
+    share = one.samples / (one.samples + other.samples)
+    mean_O = share * one.mean_O + (1 - share) * other.mean_O
+    return Mean(mean_O, share**2 * one.variance_O + (1 - share) ** 2 * other.variance_O, one.samples + other.samples)
+
+
+def shrunk(mean: Mean) -> np.ndarray:
+    """The mean drawn towards zero by as much as chance may have made it, (O,).
+
+    m * m^2 / (m^2 + variance of m): a mean that stands clear of its error is kept, one that does not all but vanishes.
+    """
+    square_O = np.square(mean.mean_O)
+    whole_O = square_O + mean.variance_O
+    share_O = np.divide(square_O, whole_O, out=np.zeros_like(square_O), where=whole_O > 0)
+    return np.asarray(mean.mean_O * share_O)
+
+
+def _two_means(sums: np.ndarray, counts: np.ndarray) -> tuple[Mean, Mean]:
+    even, odd = (_mean(sums[half, 0], sums[half, 1], int(counts[half])) for half in (0, 1))
+    return even, odd if odd.samples else even
+
+
+def _mean(sum_O: np.ndarray, square_sum_O: np.ndarray, count: int) -> Mean:
+    mean_O = sum_O / max(count, 1)
+    spread_O = np.maximum(square_sum_O - count * np.square(mean_O), 0.0)
+    return Mean(mean_O, spread_O / max(count * (count - 1), 1), count)

@@ -34,7 +34,8 @@ def observe(
 
     Raises:
         ModelError: there is no such tensor, or it does not hold floats.
-        DataError: a tensor held NaN or infinity; the text names it and the sample.
+        DataError: a tensor held NaN or infinity; the text names it and the sample. Minus infinity alone is a mask's,
+            and left for the caller to find (`Observed.finite`).
         CandidateError: the runtime refuses the model, or fails on a batch.
     """
     wanted = list(dict.fromkeys(names))
@@ -136,6 +137,8 @@ def _check_finite(name: str, observed: Observed, samples: Samples) -> None:
     if observed.finite:
         return
     bad = ~(np.isfinite(observed.sample_low_N) & np.isfinite(observed.sample_high_N))
+    if (observed.sample_low_N[bad] == -np.inf).all() and (observed.sample_high_N[bad] < np.inf).all():
+        return
     first = int(np.argmax(bad))
     where = f"sample {samples.rows[first]}" if bad.size == len(samples) else "a sample"
     raise DataError(

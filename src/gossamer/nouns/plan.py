@@ -56,6 +56,14 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.yaml.encode(self).decode()
 
 
+ORIGINAL = "original"  # the plan that changes nothing
+
+
+def quantizing(plan: Plan) -> int | None:
+    """The place of the first step that rounds to integers; None if no step does."""
+    return next((at for at, step in enumerate(plan.steps) if step.method.startswith("quantize_")), None)
+
+
 def plan_from_yaml(text: str | bytes, source: str = "plan.yaml") -> Plan:
     """Read a plan.
 

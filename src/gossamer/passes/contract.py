@@ -117,13 +117,18 @@ class Applied(NamedTuple):
         model: the result.
         notes: what the passes found.
         stores: types that the exported file must hold.
-        modified: whether any step changed the graph.
+        made_by: the steps that changed the graph, as `Step.key` writes them.
     """
 
     model: Model
     notes: tuple[str, ...] = ()
     stores: tuple[str, ...] = ()
-    modified: bool = False
+    made_by: tuple[str, ...] = ()
+
+    @property
+    def modified(self) -> bool:
+        """Whether any step changed the graph."""
+        return bool(self.made_by)
 
 
 Memo = dict[tuple[str, ...], Applied]
@@ -133,17 +138,16 @@ def run_plan(plan: Plan, model: Model, evidence: Evidence | None = None, memo: M
     """Apply a plan's sentences in order.
 
     Args:
-        memo: results by the steps that led to them. Plans that begin alike share the work, and the statistics that
-            `evidence` keeps of the shared models. Only for one model and one evidence.
+        memo: results by the steps that led to them, those left out that changed nothing. Plans that begin alike share
+            the work, and what `evidence` keeps of the shared models. Only for one model and one evidence.
 
     Raises:
         OptionError, CandidateError: see `run`.
     """
     memo = {} if memo is None else memo
-    done: tuple[str, ...] = ()
     applied = Applied(model)
     for step in plan.steps:
-        done = (*done, step.key())
+        done = (*applied.made_by, step.key())
         if done not in memo:
             result = run(step, applied.model, evidence)
             stores = (*find(step.method).STORES, *result.stores) if result.modified else ()
@@ -151,7 +155,7 @@ def run_plan(plan: Plan, model: Model, evidence: Evidence | None = None, memo: M
                 result.model,
                 (*applied.notes, *result.notes),
                 (*applied.stores, *stores),
-                applied.modified or result.modified,
+                done if result.modified else applied.made_by,
             )
         applied = memo[done]
     return applied

@@ -1,7 +1,10 @@
-"""Static int8: QuantizeLinear/DequantizeLinear pairs with ranges from calibration, weights stored as int8.
+"""Static integers: QuantizeLinear/DequantizeLinear pairs with ranges from calibration, weights stored as integers.
 
 The scheme is that of Jacob et al. 2018, "Quantization and training of neural networks for efficient
 integer-arithmetic-only inference": asymmetric activations, symmetric weights per output channel, int32 bias.
+
+A plan may hold several such sentences, as 8 bits for most layers and 16 for those that need them: a later one leaves
+what is quantized alone, and puts its own pair beside an earlier one of other bits, on the same float tensor.
 """
 
 from __future__ import annotations
@@ -13,23 +16,16 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
-from gossamer.arith.affine import (
-    LARGEST_SCALE,
-    SMALLEST_SCALE,
-    affine_parameters,
-    dequantize,
-    levels_of,
-    quantize,
-    quantize_bias,
-    weight_scales,
-)
-from gossamer.arith.clipping import Estimator, clip_range, needs_histogram
-from gossamer.arith.rounding import keep_sums
+from gossamer.arith.affine import WeightBits, affine_parameters, dequantize, levels_of
+from gossamer.arith.bulk import grid_snr_db
+from gossamer.arith.clipping import Estimator, clip_range
+from gossamer.arith.histogram import Observed
 from gossamer.errors import CandidateError, OptionError
 from gossamer.graph.edit import add_initializer, constant, drop_unused, take_over
-from gossamer.graph.layers import Layer, bias_array, check_finite
-from gossamer.graph.placement import Placement, place
-from gossamer.graph.qdq import Pair, dequantized, insert_pair
+from gossamer.graph.integer_layers import Form, store_layer
+from gossamer.graph.layers import check_finite
+from gossamer.graph.placement import ALREADY, Placement, place
+from gossamer.graph.qdq import Pair, insert_pair, pair_of
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Scope
 from gossamer.passes.contract import Result, in_scope
@@ -39,32 +35,42 @@ if TYPE_CHECKING:
 
 PRESERVES_FUNCTION = False
 NEEDS_SAMPLES = True
-STORES: tuple[str, ...] = ("INT8",)
-SMALL_FILTER = 49  # weights; the errors of larger filters hardly add up, and measured no gain
-BIAS_LIMIT = 2**30  # half of int32: the products are added to the bias, and must not overflow it
+STORES: tuple[str, ...] = ()  # see Result.stores: INT8 or INT16
 
 # Softmax is left out on purpose: its integer kernel is slower than the float one and ruins attention.
 OPERATORS = ("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool")
+QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+
+Grid = tuple[np.ndarray, np.ndarray]  # scale and zero point
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options.
 
     Attributes:
-        activation: integer type of activations.
+        activation: integer type of activations. onnxruntime's CPU kernels compute with those of 16 bits in float,
+            slower than float itself: they are for other processors, and to see what finer activations would give.
+        weight_bits: 8 are stored as int8 up to 127, 7 as int8 up to 64, for processors whose byte products
+            saturate (x86 without VNNI), 16 as int16.
         symmetric: zero point in the middle of the activation type instead of wherever the range asks for.
         granularity: one weight scale an output channel, or one a tensor.
         ranges: how a range is chosen from what was observed.
         rounding: each weight to its nearest integer, or in small filters so that the sum of the weights stays.
         operators: which operators run in integers.
+        free_float: those of them that give float out for free, and so need no pair in front of nodes in float.
+        least_snr_db: a node stays in float if an activation of it, or the bulk of that beside far spikes, is expected
+            to keep less than this on its grid. Masks and other large constants do that.
     """
 
-    activation: Literal["uint8", "int8"] = "uint8"
+    activation: Literal["uint8", "int8", "uint16", "int16"] = "uint8"
+    weight_bits: WeightBits = 8
     symmetric: bool = False
     granularity: Literal["channel", "tensor"] = "channel"
     ranges: Estimator = "minmax"
     rounding: Literal["nearest", "sums"] = "nearest"
     operators: tuple[str, ...] = OPERATORS
+    free_float: tuple[str, ...] = ("Gemm", "MatMul")
+    least_snr_db: float = 10.0
 
 
 def requires(model: Model, config: Config, scope: Scope) -> None:
@@ -76,7 +82,9 @@ def requires(model: Model, config: Config, scope: Scope) -> None:
     unknown = set(config.operators) - set(OPERATORS)
     if unknown:
         raise OptionError(f"quantize_static: operators {sorted(unknown)}; allowed are {', '.join(OPERATORS)}")
-    left = place(model.ir.graph, config.operators, lambda node: node.name in scope.only).left
+    left = place(
+        model.ir.graph, config.operators, lambda node: node.name in scope.only, free_float=config.free_float
+    ).left
     for node in model.ir.graph:
         reason = left.get(node.name or "", "")
         if node.op_type not in config.operators:
@@ -96,26 +104,33 @@ def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None)
     """
     clone = model.clone()
     graph = clone.ir.graph
-    layout = place(graph, config.operators, lambda node: in_scope(scope, node))
-    notes = _left_notes(layout.left)
-    if not layout.layers or evidence is None:
-        return Result(model, False, (*notes, "quantize_static: no layer can run in integers"))
+    grids: dict[str, Grid] = {}
+    layout, barred = _place(graph, config, scope, {}), dict[str, str]()
     for layer in layout.layers:
         check_finite(layer.node, layer.weight, layer.bias)
-    pairs = _make_pairs(graph, layout, _ranges(model, layout, config, evidence), config)
+    while evidence is not None and (coarse := _add_grids(grids, model, layout, config, evidence)):
+        barred |= coarse
+        layout = _place(graph, config, scope, barred)
+    notes = _left_notes(layout.left)
+    if not layout.own or evidence is None:
+        return Result(model, False, (*notes, "quantize_static: no layer can run in integers"))
+    pairs, found = _make_pairs(graph, layout, grids, config)
     for layer in layout.layers:
-        _store_weight(graph, layer, pairs[layer.x], config)
+        store_layer(layer, pairs[layer.x], Form(config.weight_bits, config.granularity, config.rounding))
     for output, end in layout.ends.items():
         if _says_the_same(end, pairs[end.outputs[0]]):
             pairs[output] = pairs.pop(end.outputs[0])
             take_over(end, output)
-    for layer in layout.layers:
-        _keep_from_becoming_gemm(layer.node)
+    if np.iinfo(config.activation).bits == 8:
+        for layer in layout.layers:
+            _keep_from_becoming_gemm(layer.node)
     for value, pair in pairs.items():
-        in_integers = value.producer() in layout.integer
-        insert_pair(graph, value, pair, None if in_integers else layout.integer)
+        if value not in found:
+            in_integers = value.producer() in layout.integer
+            insert_pair(graph, value, pair, None if in_integers else layout.integer)
     drop_unused(clone.ir)
-    return Result(replace(clone, reference=model.reference or model), True, notes)
+    stores = (f"INT{_weight_bytes(config) * 8}",) if layout.layers else ()
+    return Result(replace(clone, reference=model.reference or model), True, notes, stores)
 
 
 def ensures(before: Model, result: Result, config: Config) -> None:
@@ -125,16 +140,27 @@ def ensures(before: Model, result: Result, config: Config) -> None:
         CandidateError: names a layer that is still in float.
     """
     known = {node.name for node in before.ir.graph}
+    promised = f"int{_weight_bytes(config) * 8}"
     for node in result.model.ir.graph:
         array = constant(node.inputs[0]) if node.op_type == "DequantizeLinear" and node.name not in known else None
-        if array is not None and array.dtype not in (np.int8, np.int32):
-            raise CandidateError(f"{node.name}: stored as {array.dtype}, promised int8 or int32")
+        if array is not None and array.dtype not in (promised, "int32"):
+            raise CandidateError(f"{node.name}: stored as {array.dtype}, promised {promised} or int32")
+
+
+def _weight_bytes(config: Config) -> int:
+    return 2 if config.weight_bits == 16 else 1
+
+
+def _place(graph: ir.Graph, config: Config, scope: Scope, barred: dict[str, str]) -> Placement:
+    return place(graph, config.operators, lambda node: in_scope(scope, node), barred, config.free_float)
 
 
 def _left_notes(left: dict[str, str]) -> tuple[str, ...]:
     """One line a reason, naming the nodes; of many only the first two."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in left.items():
+        if reason == ALREADY:
+            continue
         by_reason.setdefault(reason, []).append(name)
     return tuple(f"quantize_static left {_listed(names)} in float: {reason}" for reason, names in by_reason.items())
 
@@ -143,70 +169,86 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names) if len(names) <= 3 else f"{len(names)} nodes, {names[0]} and {names[1]} among them,"
 
 
-def _ranges(model: Model, layout: Placement, config: Config, evidence: Evidence) -> dict[str, tuple[float, float]]:
-    """The range of every activation that gets a pair of its own, by name."""
-    names = [value.name or "" for value in layout.own]
-    observed = evidence.ranges(model, names, needs_histogram(config.ranges))
-    levels = levels_of(config.activation)
-    return {name: clip_range(observed[name], config.ranges, levels, config.symmetric) for name in names}
+def _add_grids(
+    grids: dict[str, Grid], model: Model, layout: Placement, config: Config, evidence: Evidence
+) -> dict[str, str]:
+    """Find the grids not known yet of the activations that get one of their own; returns those too coarse, and why."""
+    names = [value.name or "" for value in layout.own if value.name not in grids and not _found(value, config)]
+    coarse: dict[str, str] = {}
+    for name, observed in _observed(model, names, evidence).items():
+        if not observed.finite:
+            coarse[name] = f"its activation {name!r} holds minus infinity, as a mask does, which is no integer"
+            continue
+        low, high = clip_range(observed, config.ranges, levels_of(config.activation), config.symmetric)
+        scale, zero_point = grids[name] = affine_parameters(low, high, config.activation, config.symmetric)
+        kept_db = grid_snr_db(observed, scale, zero_point) if observed.size else np.inf
+        if kept_db < config.least_snr_db:
+            coarse[name] = (
+                f"its activation {name!r} runs from {low:.4g} to {high:.4g}, and in steps of {float(scale):.3g} "
+                f"most of it would keep {kept_db:.0f} dB"
+            )
+    return coarse
+
+
+def _observed(model: Model, names: list[str], evidence: Evidence) -> dict[str, Observed]:
+    """What was seen of these activations, of the float model's where they are the same by name, as that is known."""
+    reference = _float_form(model)
+    known = {value.name for value in reference.ir.graph.inputs}
+    known |= {value.name for node in reference.ir.graph for value in node.outputs}
+    seen = evidence.ranges(reference, [name for name in names if name in known], histogram=True)
+    return seen | evidence.ranges(model, [name for name in names if name not in known], histogram=True)
+
+
+def _float_form(model: Model) -> Model:
+    """The reference, if all float constants of the model are still the reference's own; else the model itself.
+
+    A pass that rescaled tensors since then has left its mark on the weights that make or read them.
+    """
+    if model.reference is None:
+        return model
+    originals = model.reference.ir.graph.initializers
+    for node in model.ir.graph:
+        for value in node.inputs if node.op_type not in QUANTIZERS else ():
+            array = None if value is None else value.const_value
+            if value is not None and array is not None and value.dtype == ir.DataType.FLOAT:
+                original = originals.get(value.name or "")
+                if original is None or original.const_value is not array:
+                    return model
+    return model.reference
+
+
+def _found(value: ir.Value, config: Config) -> Pair | None:
+    """The pair that a value comes out of already, if it is of the wanted type."""
+    pair = pair_of(value)
+    return pair if pair is not None and np.asarray(constant(pair.zero_point)).dtype == config.activation else None
 
 
 def _make_pairs(
-    graph: ir.Graph, layout: Placement, ranges: dict[str, tuple[float, float]], config: Config
-) -> dict[ir.Value, Pair]:
-    """Scale and zero point of every quantized activation; followers share those of their source."""
+    graph: ir.Graph, layout: Placement, grids: dict[str, Grid], config: Config
+) -> tuple[dict[ir.Value, Pair], set[ir.Value]]:
+    """The quantizer of every activation, and which of them stand in the graph already.
+
+    Followers share that of their source.
+    """
     pairs: dict[ir.Value, Pair] = {}
+    found: set[ir.Value] = set()
     for value in layout.own:
-        scale, zero_point = affine_parameters(*ranges[value.name or ""], config.activation, config.symmetric)
-        pairs[value] = Pair(
-            add_initializer(graph, f"{value.name}_scale", scale),
-            add_initializer(graph, f"{value.name}_zero_point", zero_point),
-        )
+        pair = _found(value, config)
+        if pair is None:
+            scale, zero_point = grids[value.name or ""]
+            pair = Pair(
+                add_initializer(graph, f"{value.name}_scale", scale),
+                add_initializer(graph, f"{value.name}_zero_point", zero_point),
+            )
+        else:
+            found.add(value)
+        pairs[value] = pair
     for value in layout.follows:
         source = value
         while source in layout.follows:
             source = layout.follows[source]
         pairs[value] = pairs[source]
-    return pairs
-
-
-def _store_weight(graph: ir.Graph, layer: Layer, pair: Pair, config: Config) -> None:
-    """Replace a layer's weight by int8 and its bias by int32, each behind a DequantizeLinear."""
-    node, w, bias_O = layer.node, np.asarray(constant(layer.weight)), bias_array(layer)
-    axis = layer.channel_axis if config.granularity == "channel" else None
-    input_scale = np.asarray(constant(pair.scale))
-    scale = _scale_with_room(w, axis, bias_O, input_scale)
-    integers = quantize(w, scale, np.zeros(scale.shape, np.int8), axis)
-    if config.rounding == "sums" and w.size <= SMALL_FILTER * layer.channels:
-        integers = _with_sums(integers, w, scale, layer.channel_axis)
-    node.replace_input_with(1, dequantized(node, layer.weight.name or "weight", integers, scale, axis))
-    if layer.bias is not None:
-        bias_scale = np.asarray(input_scale * scale, np.float32)
-        name = f"{layer.bias.name}/{node.name}"  # scaled by this node's input, so it is this node's own
-        bias_axis = None if axis is None else 0
-        node.replace_input_with(2, dequantized(node, name, quantize_bias(bias_O, bias_scale), bias_scale, bias_axis))
-
-
-def _with_sums(integers: np.ndarray, w: np.ndarray, scale: np.ndarray, axis: int) -> np.ndarray:
-    """The integers with each output channel's sum kept."""
-    by_channel = np.moveaxis(w, axis, 0)
-    real_OK = by_channel.reshape(len(by_channel), -1).astype(np.float64) / scale.reshape(-1, 1)
-    kept_OK = keep_sums(np.moveaxis(integers, axis, 0).reshape(real_OK.shape), real_OK)
-    return np.moveaxis(kept_OK.reshape(by_channel.shape), 0, axis)
-
-
-def _scale_with_room(w: np.ndarray, axis: int | None, bias_O: np.ndarray, input_scale: np.ndarray) -> np.ndarray:
-    """Weight scales, float32, widened where the bias in steps of input scale * weight scale would overflow int32.
-
-    Where all weights are zero any scale serves them, so the bias gets the finest.
-    """
-    magnitude = np.abs(bias_O.astype(np.float64))
-    if axis is None:
-        magnitude = magnitude.max(initial=0)
-    dead = ~np.any(w, axis=tuple(index for index in range(w.ndim) if index != axis))
-    scale = np.where(dead & (magnitude > 0), 0, weight_scales(w, axis))
-    least = np.maximum(magnitude / BIAS_LIMIT, SMALLEST_SCALE) / float(input_scale)
-    return np.asarray(np.clip(np.maximum(scale, least), SMALLEST_SCALE, LARGEST_SCALE), np.float32)
+    return pairs, found
 
 
 def _keep_from_becoming_gemm(node: ir.Node) -> None:

@@ -1,6 +1,6 @@
 """Weights stored as integers of 8 or 4 bits, activations and arithmetic in float: a small file, no samples needed.
 
-Three forms, all of which open on onnxruntime 1.31. Figures are float latency / result latency, CPU with VNNI, one
+Four forms, all of which open on onnxruntime 1.31. Figures are float latency / result latency, CPU with VNNI, one
 thread, M = 1, 8, 128 rows times a matrix of 384 | 1024 | 2048 squared.
 
 - `cast`: Cast, Mul. onnxruntime computes them once, when it opens the file: memory and latency are those of float
@@ -16,11 +16,18 @@ thread, M = 1, 8, 128 rows times a matrix of 384 | 1024 | 2048 squared.
   6.4 2.2 1.7) if the weight's only reader is a MatMul, or a Gemm without transB, and the scale is a channel's or that
   of a group of 16, 32, 64, ... Anything else is dequantized anew at every call: Conv 0.8-0.9 (8 bits) and 0.7-0.8
   (4 bits), the whole of MobileNetV2 0.45, Gemm with transB 0.35-0.9 and 0.06-0.7.
+- `dynamiclstm`: com.microsoft.DynamicQuantizeLSTM, for LSTM with 8 bits. It multiplies in int8, and rounds the input
+  and, at every step, the state h to uint8; the cell's state stays float. 34-38 dB with a scale for every row of a gate,
+  13-30 with one a matrix where rows differ as trained ones do, `cast` has 39-45. 60 steps, batch of 1 | 16: 16 units
+  0.7 0.9, 32 units 0.8 1.0, 64 units 1.3 1.5, 128 units 1.7 1.9, 256 units 2.2 2.7, 512 units 3.1 3.2.
 
-`fastest` takes `matmulnbits` for matrix products and `cast` for the rest. Embedding tables of 8 bits are dequantized
-behind the look-up in every form, so that only the rows in use are touched (0.5, or 0.05 ms for 128 rows of 384); with
-a DequantizeLinear in front the whole table is converted at every call (0.01). Gather takes no 4 bit type, and
-com.microsoft.GatherBlockQuantized has 0.11, so tables of 4 bits are cast.
+LSTM, GRU and RNN have two weights each, and a scale for every row of every gate. GRU and RNN have no integer kernel:
+`cast` is as fast as float, `dequantize` 0.6-0.9.
+
+`fastest` takes `matmulnbits` for matrix products, `dynamiclstm` for LSTM of 64 units or more, and `cast` for the rest.
+Embedding tables of 8 bits are dequantized behind the look-up in every form, so that only the rows in use are touched
+(0.5, or 0.05 ms for 128 rows of 384); with a DequantizeLinear in front the whole table is converted at every call
+(0.01). Gather takes no 4 bit type, and com.microsoft.GatherBlockQuantized has 0.11, so tables of 4 bits are cast.
 
 A 6-layer, 384-wide encoder with its tables, 128 tokens (bytes / float's, noise, latency, memory with the session open):
 8 bits a channel `fastest` 1/3.8, 41.6 dB, 1.2-1.4, 87 MB; `cast` 1/3.8, 44.7 dB, 1.0, 171 MB, as float has; 4 bits in
@@ -38,9 +45,23 @@ import onnx_ir as ir
 
 from gossamer.arith.weight_grid import Grid, in_groups, weight_grid
 from gossamer.errors import CandidateError, OptionError
-from gossamer.graph.edit import constant, drop_unused
+from gossamer.graph.edit import attribute_int, constant, drop_unused
 from gossamer.graph.layers import Layer, check_finite, layer_of, reads_table
-from gossamer.graph.weight_forms import BLOCKS, block_product, cast_weight, dequantized_weight, look_up
+from gossamer.graph.recurrent import (
+    RECURRENT,
+    ROW_AXES,
+    WEIGHTS,
+    multiply_in_integers,
+    obstacle_in_kernel,
+    obstacle_in_weight,
+)
+from gossamer.graph.weight_forms import (
+    BLOCKS,
+    block_product,
+    cast_weight,
+    dequantized_weight,
+    look_up,
+)
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Scope
 from gossamer.passes.contract import Result, in_scope, nodes_in_scope
@@ -52,10 +73,11 @@ PRESERVES_FUNCTION = False
 NEEDS_SAMPLES = False
 STORES: tuple[str, ...] = ()  # depends on options and nodes, so `apply` says it
 SMALLEST_TABLE = 4096  # elements; a smaller embedding is not worth more nodes
-OPERATORS = ("Conv", "Gemm", "MatMul", "Gather")
+NARROWEST_LSTM = 64  # units; below it the integer kernel is slower than the float one
+OPERATORS = ("Conv", "Gemm", "MatMul", "Gather", *RECURRENT)
 FOUR_BIT_OPSET = 21  # the first with INT4, and with blocks in DequantizeLinear
 
-Form = Literal["cast", "dequantize", "matmulnbits", "rows"]
+Form = Literal["cast", "dequantize", "matmulnbits", "dynamiclstm", "rows"]
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,8 +86,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         bits: of a stored weight.
         granularity: one scale an output channel (a row of a table), or one a tensor, or one for each so many
-            consecutive weights along the input channels (the columns of a table). Of a weight that nodes read in
-            different ways, such as a table that is also a transposed matrix, the first reader's channels count.
+            consecutive weights along the input channels (the columns of a table). A recurrent layer's output channels
+            are the rows of its gates, in each direction. Of a weight that nodes read in different ways, such as a table
+            that is also a transposed matrix, the first reader's channels count.
         symmetric: zero stays in the middle; else each scale has a zero point, and a skewed range wastes no integer.
         scales: reach the largest magnitude, or seek the least squared error.
         form: the nodes that make floats of the integers, see above.
@@ -76,7 +99,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     granularity: Literal["channel", "tensor"] | Annotated[int, msgspec.Meta(ge=2)] = "channel"
     symmetric: bool = True
     scales: Literal["minmax", "mse"] = "minmax"
-    form: Literal["fastest", "cast", "dequantize", "matmulnbits"] = "fastest"
+    form: Literal["fastest", "cast", "dequantize", "matmulnbits", "dynamiclstm"] = "fastest"
     embeddings: bool = True
 
 
@@ -86,13 +109,14 @@ class Job(NamedTuple):
     Attributes:
         node: the reader.
         slot: which of its inputs the weight is.
-        channel_axis, k_axis: the weight's axes of output channels and of input channels.
+        channel_axes, k_axis: the weight's axes of output channels (several in recurrent layers: the directions and the
+            rows of the gates) and of input channels.
         form: how the node gets its floats; "rows" is the look-up in a table of integers.
     """
 
     node: ir.Node
     slot: int
-    channel_axis: int
+    channel_axes: tuple[int, ...]
     k_axis: int
     form: Form
 
@@ -125,7 +149,7 @@ def requires(model: Model, config: Config, scope: Scope) -> None:
 
 
 def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None) -> Result:
-    """Store every weight of Conv, Gemm and MatMul, and the embedding tables, as integers.
+    """Store every weight of Conv, Gemm, MatMul, LSTM, GRU and RNN, and the embedding tables, as integers.
 
     A weight that several nodes read is stored once, or, where one of them must stay in float, not at all.
 
@@ -180,36 +204,75 @@ def _choose(model: Model, config: Config, scope: Scope) -> Chosen:
     jobs: dict[ir.Value, list[Job]] = {}
     left: dict[ir.Node, str] = {}
     for node in nodes_in_scope(model, scope, *OPERATORS):
-        job = _job(node, config)
-        if isinstance(job, str):
-            left[node] = job
+        found = _jobs(node, config)
+        if isinstance(found, str):
+            left[node] = found
             continue
-        weight = node.inputs[job.slot]
-        if weight is not None:
-            jobs.setdefault(weight, []).append(job)
+        for job in found:
+            weight = node.inputs[job.slot]
+            if weight is not None:
+                jobs.setdefault(weight, []).append(job)
     for weight, readers in list(jobs.items()):
         readers = jobs[weight] = _agree(readers, config)
         reason = _obstacle(weight, readers, config) or _opset_obstacle(readers[0], config, opset)
         if reason:
             left.update((job.node, reason) for job in jobs.pop(weight))
-    return Chosen(jobs, left)
+    stored = {job.node for readers in jobs.values() for job in readers}  # the other weight of a recurrent layer
+    return Chosen(jobs, {node: reason for node, reason in left.items() if node not in stored})
+
+
+def _jobs(node: ir.Node, config: Config) -> list[Job] | str:
+    """How a node's weights can be stored, or why none can."""
+    found = _recurrent_jobs(node, config) if node.op_type in RECURRENT else [_job(node, config)]
+    usable = [job if isinstance(job, str) else _group_obstacle(job, config) or job for job in found]
+    jobs = [job for job in usable if isinstance(job, Job)]
+    return jobs or next(job for job in usable if isinstance(job, str))
+
+
+def _recurrent_jobs(node: ir.Node, config: Config) -> list[Job | str]:
+    """Of the weight that meets the input, and of that which meets the state."""
+    if config.form == "matmulnbits":
+        return ["MatMulNBits is no recurrent layer; use form cast"]
+    obstacle = _obstacle_in_kernel(node, config)
+    if config.form == "dynamiclstm" and obstacle:
+        return [obstacle]
+    wide = attribute_int(node, "hidden_size", 0) >= NARROWEST_LSTM
+    form: Form = "dequantize" if config.form == "dequantize" else "cast"
+    if config.form == "dynamiclstm" or (config.form == "fastest" and wide and not obstacle):
+        form = "dynamiclstm"
+    return [_recurrent_job(node, slot, form, config) for slot in WEIGHTS]
+
+
+def _recurrent_job(node: ir.Node, slot: int, form: Form, config: Config) -> Job | str:
+    obstacle = obstacle_in_weight(node, slot)
+    if obstacle:
+        return obstacle
+    if form == "dequantize" and config.granularity == "channel" and len(np.asarray(constant(node.inputs[slot]))) > 1:
+        return "DequantizeLinear takes scales along one axis, and it has two directions; use form cast"
+    return Job(node, slot, ROW_AXES, 2, form)
+
+
+def _obstacle_in_kernel(node: ir.Node, config: Config) -> str:
+    """Why DynamicQuantizeLSTM cannot stand in a node's place, or ""; it takes both weights or none."""
+    if config.bits != 8 or not config.symmetric or isinstance(config.granularity, int):
+        return "DynamicQuantizeLSTM takes symmetric weights of 8 bits, without groups; use form cast"
+    jobs = (Job(node, slot, ROW_AXES, 2, "dynamiclstm") for slot in WEIGHTS)
+    return obstacle_in_kernel(node) or next(filter(None, (_obstacle_by_size(job, config) for job in jobs)), "")
 
 
 def _job(node: ir.Node, config: Config) -> Job | str:
-    """How a node's weight can be stored, or why it cannot."""
+    """How a node's only weight can be stored, or why it cannot."""
+    if config.form == "dynamiclstm":
+        return f"DynamicQuantizeLSTM is no {node.op_type}; use form fastest"
     if node.op_type == "Gather":
-        job = _table_job(node, config)
-    else:
-        layer = layer_of(node)
-        if isinstance(layer, str):
-            return layer
-        axis, conv = layer.channel_axis, node.op_type == "Conv"
-        job = Job(node, 1, axis, 1 - axis, _form(conv, config))
-        if conv and config.form == "matmulnbits":
-            return "MatMulNBits is no convolution; use form cast"
-    if isinstance(job, str):
-        return job
-    return _group_obstacle(job, config) or job
+        return _table_job(node, config)
+    layer = layer_of(node)
+    if isinstance(layer, str):
+        return layer
+    axis, conv = layer.channel_axis, node.op_type == "Conv"
+    if conv and config.form == "matmulnbits":
+        return "MatMulNBits is no convolution; use form cast"
+    return Job(node, 1, (axis,), 1 - axis, _form(conv, config))
 
 
 def _table_job(node: ir.Node, config: Config) -> Job | str:
@@ -221,7 +284,7 @@ def _table_job(node: ir.Node, config: Config) -> Job | str:
         return f"its table has fewer than {SMALLEST_TABLE} elements"
     rows = node.inputs[1]
     known = rows is not None and rows.shape is not None
-    return Job(node, 0, 0, 1, "rows" if config.bits == 8 and known else "cast")
+    return Job(node, 0, (0,), 1, "rows" if config.bits == 8 and known else "cast")
 
 
 def _form(conv: bool, config: Config) -> Form:
@@ -260,7 +323,7 @@ def _agree(readers: list[Job], config: Config) -> list[Job]:
     if all(job[2:] == first[2:] for job in readers) or config.form == "matmulnbits":
         return readers
     form: Form = "dequantize" if config.form == "dequantize" else "cast"
-    return [Job(job.node, job.slot, first.channel_axis, first.k_axis, form) for job in readers]
+    return [Job(job.node, job.slot, first.channel_axes, first.k_axis, form) for job in readers]
 
 
 def _obstacle(weight: ir.Value, readers: list[Job], config: Config) -> str:
@@ -270,22 +333,28 @@ def _obstacle(weight: ir.Value, readers: list[Job], config: Config) -> str:
         return f"its weight {weight.name} has other readers, and would be stored twice"
     if any(job[2:] != readers[0][2:] for job in readers):
         return f"its weight {weight.name} is read in different ways, and would be stored twice; use form cast"
-    shape = np.asarray(constant(weight)).shape
-    stored, size = _stored_bytes(shape, readers[0], config), 4 * int(np.prod(shape))
+    return _obstacle_by_size(readers[0], config)
+
+
+def _obstacle_by_size(job: Job, config: Config) -> str:
+    shape = np.asarray(constant(job.node.inputs[job.slot])).shape
+    stored, size = _stored_bytes(shape, job, config), 4 * int(np.prod(shape))
     return f"integers and scales take {stored} bytes, the floats {size}" if stored >= size else ""
 
 
 def _stored_bytes(shape: tuple[int, ...], job: Job, config: Config) -> int:
     elements, k = int(np.prod(shape)), shape[job.k_axis]
+    channels = int(np.prod([shape[axis] for axis in job.channel_axes]))
     if isinstance(config.granularity, int):
         scales = elements // config.granularity
     else:
-        scales = 1 if config.granularity == "tensor" else shape[job.channel_axis]
+        scales = 1 if config.granularity == "tensor" else channels
     if job.form == "matmulnbits":
         block = _block(k, config)
-        scales = -(-k // block) * shape[job.channel_axis]
+        scales = -(-k // block) * channels
         elements = scales * block
-    return elements * config.bits // 8 + scales * (4 if config.symmetric else 5)
+    zero_points = not config.symmetric or job.form == "dynamiclstm"
+    return elements * config.bits // 8 + scales * (5 if zero_points else 4)
 
 
 def _block(k: int, config: Config) -> int:
@@ -309,8 +378,8 @@ def _grid(w: np.ndarray, job: Job, config: Config) -> Grid:
     if isinstance(config.granularity, int):
         grouped = in_groups(w, job.k_axis, config.granularity)
         return weight_grid(grouped, (job.k_axis + 1,), config.bits, config.symmetric, config.scales == "mse")
-    spared = job.channel_axis if config.granularity == "channel" else None
-    shared = tuple(axis for axis in range(w.ndim) if axis != spared)
+    spared = job.channel_axes if config.granularity == "channel" else ()
+    shared = tuple(axis for axis in range(w.ndim) if axis not in spared)
     return weight_grid(w, shared, config.bits, config.symmetric, config.scales == "mse")
 
 
@@ -328,10 +397,13 @@ def _store(weight: ir.Value, jobs: list[Job], config: Config) -> None:
         for job in jobs:
             look_up(job.node, name, grid)
         return
+    if first.form == "dynamiclstm":
+        multiply_in_integers(first.node, first.slot, name, grid)
+        return
     # one float tensor for all: the first reader stands in front of the others
     if first.form == "cast":
         real = cast_weight(first.node, name, grid, w.shape)
     else:
-        real = dequantized_weight(first.node, name, grid, w.shape, first.channel_axis, first.k_axis)
+        real = dequantized_weight(first.node, name, grid, w.shape, first.channel_axes[-1], first.k_axis)
     for job in jobs:
         job.node.replace_input_with(job.slot, real)

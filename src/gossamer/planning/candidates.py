@@ -5,73 +5,37 @@ The runtime says what it can profit from (the constants at the end of its file);
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from glob import escape
 
-from gossamer.graph.layers import Layer, convolutions_behind, is_depthwise, is_narrow_stem, layer_of, reads_table
 from gossamer.nouns.budget import Minimize
 from gossamer.nouns.model import Model
-from gossamer.nouns.plan import Plan, Scope, Step
+from gossamer.nouns.plan import ORIGINAL, Plan, Scope, Step, quantizing
+from gossamer.planning.features import Features, features
 from gossamer.runtimes.contract import Runtime
 
-ORIGINAL = "original"
 
+def propose(model: Model, runtime: Runtime, minimize: Minimize, weight_bits: int = 8) -> tuple[Plan, ...]:
+    """The first round: the original, float made clean, and every integer layout the runtime gains from.
 
-@dataclass(frozen=True)
-class Features:
-    """What a graph holds that decides which plans make sense."""
-
-    convolutions: int
-    products: int
-    depthwise: bool
-    narrow_stems: tuple[str, ...]
-    first_blocks: tuple[str, ...]
-    layer_norms: int
-    tables: bool
-
-
-def features(model: Model) -> Features:
-    """Count what matters in the main graph."""
-    nodes = list(model.ir.graph)
-    layers = [found for node in nodes if not isinstance(found := layer_of(node), str)]
-    return Features(
-        convolutions=sum(layer.node.op_type == "Conv" for layer in layers),
-        products=sum(layer.node.op_type != "Conv" for layer in layers),
-        depthwise=any(is_depthwise(layer.node) for layer in layers),
-        narrow_stems=tuple(layer.node.name or "" for layer in layers if is_narrow_stem(layer.node)),
-        first_blocks=_first_blocks(layers),
-        layer_norms=sum(node.op_type == "LayerNormalization" for node in nodes),
-        tables=any(reads_table(node) for node in nodes),
-    )
-
-
-def _first_blocks(layers: Sequence[Layer]) -> tuple[str, ...]:
-    """Narrow stems with the depthwise convolution behind them and the one behind that; nothing without depthwise.
-
-    The first depthwise filters of trained nets are edge detectors: large weights that sum to about zero. Rounded, they
-    no longer do, and the image's plain areas leak through. Integer depthwise kernels gain next to nothing in time.
+    Args:
+        weight_bits: of weights that are multiplied with bytes: 7 where the target's processor sums in 16 bits.
     """
-    names: list[str] = []
-    for stem in (layer.node for layer in layers if is_narrow_stem(layer.node)):
-        for depthwise in (node for node in convolutions_behind(stem) if is_depthwise(node)):
-            names += [node.name or "" for node in (stem, depthwise, *convolutions_behind(depthwise))]
-    return tuple(dict.fromkeys(names))
-
-
-def propose(model: Model, runtime: Runtime, minimize: Minimize) -> tuple[Plan, ...]:
-    """The first round: the original, float made clean, and every integer layout the runtime gains from."""
     found = features(model)
     clean = prepare(found, runtime)
     plans = [Plan("float", clean)]
     if found.convolutions:
-        plans += _with_convolutions(found, clean, runtime)
+        plans += _with_convolutions(found, clean, runtime, weight_bits)
     if (found.products or found.tables) and runtime.FAST_DYNAMIC:
         plans.append(Plan("dynamic int8", (*clean, Step("quantize_dynamic"))))
     if found.products and not found.convolutions:
-        plans.append(_with_products(found, clean, runtime))
+        plans.append(_with_products(found, clean, runtime, weight_bits))
     if found.layer_norms:
-        plans += [_with_form(plan, clean, form) for plan in plans for form in runtime.FAST_FORMS]
+        smoothed = [_smoothed(plan, clean) for plan in plans if quantizing(plan) is not None]
+        plans += smoothed + [_with_form(plan, clean, form) for plan in smoothed for form in runtime.FAST_FORMS]
+    if found.recurrent:
+        smaller = [_with_recurrent(plan, found, runtime) for plan in plans]
+        plans = [plans[0], *smaller] if minimize == "size" else [*plans, *smaller]
     if minimize == "size":
         plans.append(Plan("float16", (*clean, Step("store_float16"))))
         plans += _with_float16_rest(plans)
@@ -85,9 +49,15 @@ def prepare(found: Features, runtime: Runtime) -> tuple[Step, ...]:
     return (Step("fold_constants"), Step("fold_batchnorm"), *slow)
 
 
-def _with_convolutions(found: Features, clean: tuple[Step, ...], runtime: Runtime) -> list[Plan]:
+def _with_convolutions(found: Features, clean: tuple[Step, ...], runtime: Runtime, weight_bits: int) -> list[Plan]:
     """All in integers, and with the first layers left in float."""
-    config = {"activation": runtime.ACTIVATION, "operators": list(runtime.INTEGER_OPERATORS), "rounding": "sums"}
+    config = {
+        "activation": runtime.ACTIVATION,
+        "operators": list(runtime.INTEGER_OPERATORS),
+        "free_float": list(runtime.INTEGER_PRODUCTS),
+        "rounding": "sums",
+        **_bits(weight_bits),
+    }
     plans = [Plan("int8", (*clean, Step("quantize_static", config), Step("correct_bias")))]
     for name, skipped in (("stem", found.narrow_stems), ("first block", found.first_blocks)):
         if 0 < len(skipped) < found.convolutions:
@@ -97,16 +67,35 @@ def _with_convolutions(found: Features, clean: tuple[Step, ...], runtime: Runtim
     return plans
 
 
-def _with_products(found: Features, clean: tuple[Step, ...], runtime: Runtime) -> Plan:
+def _with_products(found: Features, clean: tuple[Step, ...], runtime: Runtime, weight_bits: int) -> Plan:
     """The matrix products of a net without convolutions, static; the dynamic pass is left with the tables alone."""
-    config = {"activation": runtime.ACTIVATION, "operators": list(runtime.INTEGER_PRODUCTS), "ranges": "percentile"}
+    config = {"activation": runtime.ACTIVATION, "operators": list(runtime.INTEGER_PRODUCTS), **_bits(weight_bits)}
+    scope = Scope() if runtime.INTEGER_ATTENTION else Scope(skip=tuple(escape(node) for node in found.attention))
     tables = (Step("quantize_dynamic"),) if found.tables and runtime.FAST_DYNAMIC else ()
-    return Plan("int8 products", (*clean, Step("quantize_static", config), Step("correct_bias"), *tables))
+    return Plan("int8 products", (*clean, Step("quantize_static", config, scope), Step("correct_bias"), *tables))
+
+
+def _smoothed(plan: Plan, clean: tuple[Step, ...]) -> Plan:
+    """The plan with outlier channels taken out of the activations first, which normalizations always leave."""
+    smooth = Step("smooth_activations", {"alpha": None, "products": True})
+    return Plan(f"{plan.name}, smoothed", (*clean, smooth, *plan.steps[len(clean) :]))
+
+
+def _bits(weight_bits: int) -> dict[str, int]:
+    """The option of the weights' width, where it is not the usual one."""
+    return {} if weight_bits == 8 else {"weight_bits": weight_bits}
 
 
 def _with_form(plan: Plan, clean: tuple[Step, ...], form: str) -> Plan:
     """A plan with one more step that preserves the function, behind the others that do."""
     return Plan(f"{plan.name}, {form.replace('_', ' ')}", (*clean, Step(form), *plan.steps[len(clean) :]))
+
+
+def _with_recurrent(plan: Plan, found: Features, runtime: Runtime) -> Plan:
+    """A plan whose recurrent layers are stored in integers, and multiplied in integers where that is faster."""
+    config = {"form": "fastest" if runtime.FAST_DYNAMIC else "cast"}
+    scope = Scope(only=tuple(escape(name) for name in found.recurrent))
+    return Plan(f"{plan.name}, recurrent int8", (*plan.steps, Step("quantize_weights", config, scope)))
 
 
 def _with_small_weights(clean: tuple[Step, ...]) -> list[Plan]:
@@ -119,5 +108,5 @@ def _with_small_weights(clean: tuple[Step, ...]) -> list[Plan]:
 
 def _with_float16_rest(plans: Iterable[Plan]) -> list[Plan]:
     """Integer plans whose remaining float weights are stored as float16 as well."""
-    integer = [plan for plan in plans if any(step.method.startswith("quantize") for step in plan.steps)]
+    integer = [plan for plan in plans if quantizing(plan) is not None]
     return [Plan(f"{plan.name}, rest float16", (*plan.steps, Step("store_float16"))) for plan in integer]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from gossamer.nouns.budget import Budget, Minimize
 from gossamer.nouns.facts import Facts
+from gossamer.nouns.plan import ORIGINAL
 from gossamer.nouns.record import Candidate
-from gossamer.planning.candidates import ORIGINAL
 
 SAME_SPEED = 0.03  # two files of the same graph differ by this much on a noisy machine
 SAME_SIZE = 0.005

@@ -9,16 +9,11 @@ import msgspec
 
 from gossamer.nouns.budget import Minimize
 from gossamer.nouns.diagnosis import LayerBlame
-from gossamer.nouns.plan import Plan, Scope, Step
+from gossamer.nouns.plan import Plan, Scope, Step, quantizing
 from gossamer.nouns.record import Candidate
 from gossamer.planning.choice import NEAR, SAME_SPEED, gain
 
 LEAST_PRICE = 0.005  # shares of latency below this are noise
-
-
-def quantizing(plan: Plan) -> int | None:
-    """The place of the first step that rounds to integers; None if no step does."""
-    return next((at for at, step in enumerate(plan.steps) if step.method.startswith("quantize_")), None)
 
 
 def raised(plan: Plan, nodes: Collection[str]) -> Plan:

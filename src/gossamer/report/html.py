@@ -1,4 +1,4 @@
-"""The report as one HTML file that opens offline: verdict, before and after, candidates, what was done, where."""
+"""The report as one HTML file that opens offline: verdict, figures, findings, candidates, steps, layers, where."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 import jinja2
 
+from gossamer.nouns.diagnosis import Diagnosis
 from gossamer.nouns.facts import Energy
 from gossamer.nouns.model import write_file
 from gossamer.nouns.record import Candidate, Record
-from gossamer.report import words
+from gossamer.report import charts, explanation, words
 from gossamer.report.picture import figure
 
 PAGE = Path(__file__).with_name("page.html")
@@ -33,7 +34,8 @@ def write_report(record: Record, path: Path) -> None:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     page = environment.from_string(PAGE.read_text(encoding="utf-8"))
-    ranked = rank(record)
+    ranked, diagnosis = rank(record), record.diagnosis or Diagnosis()
+    figures = _figures(record, ranked, diagnosis)
     text = page.render(
         record=record,
         headline=words.headline(record),
@@ -41,6 +43,11 @@ def write_report(record: Record, path: Path) -> None:
         rows=_rows(record),
         ranked=[_tried(place, one, record) for place, one in enumerate(ranked, 1)],
         steps=_steps(record),
+        findings=[explanation.told(one) for one in diagnosis.findings],
+        effects=explanation.effects(diagnosis.steps),
+        layers=explanation.worst_layers(diagnosis.layers),
+        layer_count=len(diagnosis.layers),
+        ranges=explanation.ranges(diagnosis.ranges),
         notes=record.notes,
         optimistic=[words.OPTIMISTIC.get(figure, figure) for figure in record.splits.optimistic],
         metric=words.metric_words(record.accuracy, record.labelled),
@@ -48,8 +55,8 @@ def write_report(record: Record, path: Path) -> None:
         unit="points" if words.is_share(record.accuracy.metric) else "",
         peak=words.size_text(record.peak_rss_bytes),
         seconds=words.number(record.seconds, 1),
-        picture=_in_script(figure(record, ranked)),
-        plotly=get_plotlyjs(),
+        figures=_in_script(figures) if figures else "",
+        plotly=get_plotlyjs() if figures else "",
     )
     write_file(path, text.encode("utf-8", "replace"))
 
@@ -158,6 +165,15 @@ def _steps(record: Record) -> list[str]:
         if one.plan.name == record.chosen:
             return words.plan_words(one.plan)
     return [f"{record.chosen or 'nothing'}: not among the candidates that were tried"]
+
+
+def _figures(record: Record, ranked: Sequence[Candidate], diagnosis: Diagnosis) -> dict[str, Any]:
+    """The pictures by the id of their place in the page."""
+    figures = {"picture": figure(record, ranked)} if ranked else {}
+    if diagnosis.layers:
+        figures["layers"] = charts.layers_figure(diagnosis.layers)
+    ranges = {f"range-{place}": charts.range_figure(one) for place, one in enumerate(diagnosis.ranges, 1)}
+    return figures | ranges
 
 
 def _in_script(value: dict[str, Any]) -> str:

@@ -22,6 +22,8 @@ from gossamer.report.words import (
 
 ORIGINAL_DIAMETER_PX = 38.0
 LABEL_LENGTH = 44
+PICTURE_PX = (830.0, 385.0)  # what the axes enclose on a wide page
+CHARACTER_PX = (6.7, 16.0)
 NUMBER_SHARE = (0.02, 0.04)  # width and height of a number on a dot, of the picture's
 
 
@@ -272,10 +274,42 @@ def _labels(record: Record, dots: Sequence[Dot], frame: Frame, factor: float) ->
     labels.append(_label(original, 100.0, 0.0, ORIGINAL_DIAMETER_PX / 2 + 10, frame))
     for dot in dots:
         if dot.kind == "chosen":
-            x_percent, y_drop, _ = _pinned(dot, frame)
-            label = _label(_short(dot.name), x_percent, y_drop, -dot.diameter_px / 2 - 9, frame)
-            labels.append({**label, "name": "chosen"})  # a narrow page says "chosen" instead
+            labels.append(_chosen_label(dot, dots, frame))
     return labels
+
+
+def _chosen_label(dot: Dot, dots: Sequence[Dot], frame: Frame) -> dict[str, Any]:
+    """The chosen one's name, on that side of its dot where it covers the fewest others."""
+    text = _short(dot.name)
+    width, height = CHARACTER_PX[0] * len(text) / PICTURE_PX[0], CHARACTER_PX[1] / PICTURE_PX[1]
+    x, y = _place(dot, frame)
+    away_x, away_y = (dot.diameter_px / 2 + 9) / PICTURE_PX[0], (dot.diameter_px / 2 + 10) / PICTURE_PX[1]
+    sides = {
+        "below": (x, y - away_y, "center"),
+        "above": (x, y + away_y, "center"),
+        "right": (x + away_x + width / 2, y, "left"),
+        "left": (x - away_x - width / 2, y, "right"),
+    }
+
+    def covered(side: str) -> int:
+        middle_x, middle_y, _ = sides[side]
+        if not 0.12 <= middle_x - width / 2 <= middle_x + width / 2 <= 1:  # narrower on paper
+            return len(dots) + 1
+        near = [(abs(a - middle_x), abs(b - middle_y)) for a, b in (_place(other, frame) for other in dots)]
+        return sum(a < width / 2 + 0.01 and b < height / 2 + 0.02 for a, b in near)
+
+    side = min(sides, key=covered)
+    x_percent, y_drop, _ = _pinned(dot, frame)
+    label = _label(text, x_percent, y_drop, (sides[side][1] - y) * PICTURE_PX[1], frame)
+    if side in ("left", "right"):
+        label |= {"xanchor": sides[side][2], "xshift": (1 if side == "right" else -1) * (dot.diameter_px / 2 + 5)}
+    return {**label, "name": "chosen"}  # a narrow page says "chosen" instead
+
+
+def _place(dot: Dot, frame: Frame) -> tuple[float, float]:
+    """Where a dot is drawn, in shares of the picture."""
+    x_percent, y_drop, _ = _pinned(dot, frame)
+    return x_percent / frame.right_percent, (y_drop - frame.bottom) / (frame.top - frame.bottom)
 
 
 def _label(text: str, x_percent: float, y_drop: float, shift_px: float, frame: Frame) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from gossamer.nouns.record import Candidate, Comparison, Record
 from gossamer.report import words
 
 BESIDE = ("report.html", "record.json", "plan.yaml")  # what stands beside the artifact
+MOST_FINDINGS = 3  # shown; the report has them all
+LONGEST_REMEDY = 110  # a command fits
 MOST_ERRORS = 20  # tensors shown; --json has them all
 DULL = ("", "too few weights to matter", "no weights")
 
@@ -36,6 +38,7 @@ def print_record(record: Record, console: Console) -> None:
     _line(console, _conditions(record.accuracy, record.latency_ms, record.machine.processor), "dim")
     if not record.labelled:
         _line(console, words.metric_words(record.accuracy, record.labelled), "dim")
+    _findings(record, console)
     if len(record.candidates) > 1:
         console.print()
         console.print(_candidates(record))
@@ -72,6 +75,20 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
     console.print()
     console.print(_totals(inspection))
     _bullets(console, inspection.notes, "·", "dim")
+
+
+def _findings(record: Record, console: Console) -> None:
+    """The most important ones, each with what was done or can be done about it."""
+    found = record.diagnosis.findings[:MOST_FINDINGS] if record.diagnosis else ()
+    grid = Table.grid(padding=(0, 1))
+    for one in found:
+        line = Text(one.text.replace("`", ""))
+        remedy = one.remedy if len(one.remedy) <= LONGEST_REMEDY else "How to change it is in report.html."
+        line.append(f" {remedy}", "dim")  # with its backticks: they tell what to type
+        grid.add_row(Text("→", "cyan"), line)
+    if found:
+        console.print()
+        console.print(grid)
 
 
 def _before_after(accuracy: Accuracy, size: Bytes, latency: Latency, names: tuple[str, str]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from gossamer.nouns.facts import Accuracy, Bytes, Energy, Latency
 from gossamer.nouns.plan import Plan, Scope, Step
@@ -157,9 +158,28 @@ def subline(record: Record) -> str:
 
 def step_words(step: Step) -> str:
     """One sentence of a plan."""
-    options = ", ".join(f"{name.replace('_', ' ')} {_value_words(value)}" for name, value in step.config.items())
+    options = ", ".join(f"{name.replace('_', ' ')} {value_words(value)}" for name, value in step.config.items())
     method = step.method.replace("_", " ")
     return f"{method[:1].upper()}{method[1:]}{f' ({options})' if options else ''}{_scope_words(step.scope)}"
+
+
+def step_name(step: Step) -> str:
+    """What a step does and where, without its options."""
+    method = step.method.replace("_", " ")
+    only = f" on {counted(step.scope.only)}" if step.scope.only else ""
+    left = f", leaving out {counted(step.scope.skip)}" if step.scope.skip else ""
+    return f"{method[:1].upper()}{method[1:]}{only}{left}"
+
+
+def scope_names(patterns: Sequence[str]) -> str:
+    """Names of a scope between backticks; the third and on are counted."""
+    return counted([f"`{pattern}`" for pattern in patterns])
+
+
+def counted(names: Sequence[str]) -> str:
+    """The first two of some names, and how many more there are."""
+    named, more = names[:2], len(names) - 2
+    return f"{', '.join(named)} and {more} more" if more > 0 else " and ".join(named)
 
 
 def plan_words(plan: Plan) -> list[str]:
@@ -175,11 +195,12 @@ def _ratio_words(ratio: float, above: str, below: str, same: str) -> str:
     return f"{number(ratio, 2)}× {above}" if ratio > 1 else f"{number(1 / ratio, 2)}× {below}"
 
 
-def _value_words(value: object) -> str:
+def value_words(value: object) -> str:
+    """An option's value."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):
-        return ", ".join(_value_words(item) for item in value) or "none"
+        return ", ".join(value_words(item) for item in value) or "none"
     return "none" if value is None else str(value)
 
 

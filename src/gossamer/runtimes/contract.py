@@ -74,6 +74,7 @@ class Runtime(Protocol):
         ACTIVATION: the integer type of activations that its kernels want.
         INTEGER_OPERATORS: what it computes in integers between integers.
         INTEGER_PRODUCTS: what it computes in integers alone in a float graph, giving float out for free.
+        INTEGER_ATTENTION: products of two activations gain in integers.
         FAST_DYNAMIC: ranges found while running cost little.
         SLOW_FUSIONS: passes that keep it from a fusion that loses time.
         FAST_FORMS: passes that write a pattern as one operator that it runs faster.
@@ -85,6 +86,7 @@ class Runtime(Protocol):
     ACTIVATION: str
     INTEGER_OPERATORS: tuple[str, ...]
     INTEGER_PRODUCTS: tuple[str, ...]
+    INTEGER_ATTENTION: bool
     FAST_DYNAMIC: bool
     SLOW_FUSIONS: tuple[str, ...]
     FAST_FORMS: tuple[str, ...]

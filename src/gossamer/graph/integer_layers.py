@@ -1,0 +1,79 @@
+"""A layer's weight and bias as integers in a graph: int8 or int16 per channel or tensor, and an int32 bias."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from gossamer.arith.affine import (
+    LARGEST_SCALE,
+    SMALLEST_SCALE,
+    WEIGHT_LIMITS,
+    WeightBits,
+    quantize,
+    quantize_bias,
+    weight_scales,
+)
+from gossamer.arith.rounding import keep_sums
+from gossamer.graph.edit import constant
+from gossamer.graph.layers import Layer, bias_array
+from gossamer.graph.qdq import Pair, dequantized
+
+SMALL_FILTER = 49  # weights; the errors of larger filters hardly add up, and measured no gain
+BIAS_LIMIT = 2**30  # half of int32: the products are added to the bias, and must not overflow it
+
+
+class Form(msgspec.Struct, frozen=True):
+    """How weights are stored; the options of `quantize_static`."""
+
+    bits: WeightBits
+    granularity: Literal["channel", "tensor"]
+    rounding: Literal["nearest", "sums"]
+
+
+def store_layer(layer: Layer, pair: Pair, form: Form) -> None:
+    """Replace a layer's weight by integers and its bias by int32, each behind a DequantizeLinear.
+
+    Args:
+        pair: the quantizer of the layer's input; the bias is in steps of its scale times the weight's.
+    """
+    node, w, bias_O = layer.node, np.asarray(constant(layer.weight)), bias_array(layer)
+    axis = layer.channel_axis if form.granularity == "channel" else None
+    limit, zero = WEIGHT_LIMITS[form.bits], np.int16(0) if form.bits == 16 else np.int8(0)
+    input_scale = np.asarray(constant(pair.scale))
+    scale = _scale_with_room(w, axis, bias_O, input_scale, limit)
+    integers = quantize(w, scale, np.full(scale.shape, zero), axis)
+    if form.rounding == "sums" and form.bits <= 8 and w.size <= SMALL_FILTER * layer.channels:
+        integers = np.clip(_with_sums(integers, w, scale, layer.channel_axis), -limit, limit)
+    node.replace_input_with(1, dequantized(node, layer.weight.name or "weight", integers, scale, axis))
+    if layer.bias is not None:
+        bias_scale = np.asarray(input_scale * scale, np.float32)
+        name = f"{layer.bias.name}/{node.name}"  # scaled by this node's input, so it is this node's own
+        bias_axis = None if axis is None else 0
+        node.replace_input_with(2, dequantized(node, name, quantize_bias(bias_O, bias_scale), bias_scale, bias_axis))
+
+
+def _with_sums(integers: np.ndarray, w: np.ndarray, scale: np.ndarray, axis: int) -> np.ndarray:
+    """The integers with each output channel's sum kept."""
+    by_channel = np.moveaxis(w, axis, 0)
+    real_OK = by_channel.reshape(len(by_channel), -1).astype(np.float64) / scale.reshape(-1, 1)
+    kept_OK = keep_sums(np.moveaxis(integers, axis, 0).reshape(real_OK.shape), real_OK)
+    return np.moveaxis(kept_OK.reshape(by_channel.shape), 0, axis)
+
+
+def _scale_with_room(
+    w: np.ndarray, axis: int | None, bias_O: np.ndarray, input_scale: np.ndarray, limit: int
+) -> np.ndarray:
+    """Weight scales, float32, widened where the bias in steps of input scale * weight scale would overflow int32.
+
+    Where all weights are zero any scale serves them, so the bias gets the finest.
+    """
+    magnitude = np.abs(bias_O.astype(np.float64))
+    if axis is None:
+        magnitude = magnitude.max(initial=0)
+    dead = ~np.any(w, axis=tuple(index for index in range(w.ndim) if index != axis))
+    scale = np.where(dead & (magnitude > 0), 0, weight_scales(w, axis, limit=limit))
+    least = np.maximum(magnitude / BIAS_LIMIT, SMALLEST_SCALE) / float(input_scale)
+    return np.asarray(np.clip(np.maximum(scale, least), SMALLEST_SCALE, LARGEST_SCALE), np.float32)

@@ -18,7 +18,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from gossamer import cli, compression, trials
+from gossamer import cli, comparison, trials
 
 
 class Ended(NamedTuple):
@@ -35,7 +35,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """Run a command in this process, with little timing and the first round only."""
     monkeypatch.setattr(trials, "TRIAL_S", 0.05)
     monkeypatch.setattr(trials, "PROOF_S", 0.1)
-    monkeypatch.setattr(compression, "PROOF_S", 0.1)
+    monkeypatch.setattr(comparison, "PROOF_S", 0.1)
     monkeypatch.setattr(trials, "refine", lambda *_: ())
 
     def command(*words: object) -> Ended:

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import gossamer
-from gossamer import blame, compression, trials
+from gossamer import blame, comparison, trials
 from gossamer.errors import CandidateError
 from gossamer.nouns.record import record_from_json
 from gossamer.passes import quantize_static
@@ -28,7 +28,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials, "PROOF_S", 0.2)
     monkeypatch.setattr(trials, "FINAL_S", 0.3)
     monkeypatch.setattr(blame, "RACE_S", 0.3)
-    monkeypatch.setattr(compression, "PROOF_S", 0.2)
+    monkeypatch.setattr(comparison, "PROOF_S", 0.2)
     monkeypatch.setattr(trials, "refine", lambda *_: ())
 
 

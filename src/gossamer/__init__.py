@@ -11,7 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gossamer.compression import apply, compare, compress, measure, plan, verify
+    from gossamer.comparison import compare, measure, verify
+    from gossamer.compression import apply, compress, plan
     from gossamer.errors import GossamerError
     from gossamer.intake.onnx_file import load
     from gossamer.intake.samples import DataOptions
@@ -41,15 +42,15 @@ _HOME = {
     "Step": "nouns.plan",
     "Target": "nouns.target",
     "apply": "compression",
-    "compare": "compression",
+    "compare": "comparison",
     "compress": "compression",
     "inspect": "measuring.inspection",
     "load": "intake.onnx_file",
     "load_torch": "intake.torch_module",
-    "measure": "compression",
+    "measure": "comparison",
     "plan": "compression",
     "save": "nouns.model",
-    "verify": "compression",
+    "verify": "comparison",
 }
 
 __all__ = [

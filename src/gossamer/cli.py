@@ -219,13 +219,13 @@ def compare(
     Exit status: 0 B keeps the floor, 3 it does not, 2 bad input.
     """
     with reporting() as console:
-        from gossamer import compression
+        from gossamer import comparison
         from gossamer.nouns.target import Target
 
         options = data_options(size, resize, mean, std, scale, layout, channels)
         target = Target(runtime, threads)
-        comparison = compression.compare(original, result, data, max_drop, options, metric, target)
-        console.finish_comparison(comparison, json)
+        found = comparison.compare(original, result, data, max_drop, options, metric, target)
+        console.finish_comparison(found, json)
 
 
 @app.command()

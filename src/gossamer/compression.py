@@ -1,6 +1,6 @@
 """The story: a model and data come in; what goes out was loaded, run, timed and scored on its runtime.
 
-`compress` tells it in one function. Each step is public too: `load`, `plan`, `apply`, `measure`, `verify`.
+`compress` tells it in one function. Each step is public too: `load`, `plan`, `apply`; `measure` and `verify`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from time import perf_counter
 from typing import Any
 
 import msgspec
-import numpy as np
 from msgspec.structs import replace
 
 import gossamer
@@ -20,7 +19,7 @@ from gossamer.blame import blame
 from gossamer.delivery import check_not_input, deliver, publish, seen_from, writable_folder
 from gossamer.diagnosis import diagnose
 from gossamer.errors import GossamerError
-from gossamer.gate import Baseline, baseline, judge, meets, open_original
+from gossamer.gate import Baseline, baseline, meets, open_original
 from gossamer.intake.binding import bind, cast_notes
 from gossamer.intake.normalise import normalise
 from gossamer.intake.onnx_file import read
@@ -29,15 +28,14 @@ from gossamer.intake.splits import split
 from gossamer.journal import Run, open_journal, workshop
 from gossamer.measuring.energy import energy
 from gossamer.measuring.evidence import Evidence
-from gossamer.measuring.layer_error import layer_errors
 from gossamer.measuring.machine import describe, peak_rss_bytes, sums_in_16_bits
 from gossamer.measuring.quality import Metric, choose_metric, preprocessing_warning
 from gossamer.nouns.budget import Budget, check_budget
 from gossamer.nouns.diagnosis import Diagnosis
-from gossamer.nouns.facts import Bytes, Energy, Facts
+from gossamer.nouns.facts import Bytes, Energy
 from gossamer.nouns.model import Model, model_sha256, save, sha256, size_bytes, write_file
 from gossamer.nouns.plan import Calibration, Plan
-from gossamer.nouns.record import Comparison, Record, Split, Splits
+from gossamer.nouns.record import Record, Split, Splits
 from gossamer.nouns.target import Target
 from gossamer.passes.contract import run_plan
 from gossamer.planning.candidates import propose
@@ -45,10 +43,7 @@ from gossamer.replay import evidence_from, read_plan, recorded_evidence
 from gossamer.report.findings import Case
 from gossamer.report.html import write_report
 from gossamer.runtimes.contract import find
-from gossamer.runtimes.onnxruntime import open_session
 from gossamer.trials import PROOF_S, Bench, Outcome, Say, Trial, try_all, verify_best
-
-LAYER_SAMPLES = 32  # that the noise of single layers is taken over
 
 
 def silent(_: str) -> None:
@@ -274,76 +269,3 @@ def apply(plan: Plan | str | Path, model: Any, data: Any = None, data_options: D
         evidence = recorded_evidence(plan, source, base)
     applied = run_plan(plan, normalise(source), evidence)
     return dataclasses.replace(applied.model, notes=(*applied.model.notes, *applied.notes))
-
-
-def measure(
-    original: str | Path,
-    result: str | Path,
-    data: Any,
-    data_options: DataOptions | None = None,
-    metric: str | None = None,
-    target: Target = Target(),  # noqa: B008
-) -> Facts:
-    """Hold two ONNX files against each other on all samples: accuracy or agreement, bytes, interleaved latency.
-
-    Raises:
-        InputError: a model or the data cannot be used.
-        CandidateError: `result` does not open or run.
-    """
-    path = read(original).path or Path(original)
-    opened = open_original(path, target)
-    samples = bind(read_samples(data, data_options), opened.reference.inputs)
-    rule = choose_metric(opened.reference, samples, metric)
-    before = baseline(opened, path, samples, rule)
-    return judge(read(result).path or Path(result), before, rule, budget_s=PROOF_S)
-
-
-def compare(
-    original: str | Path,
-    result: str | Path,
-    data: Any,
-    max_drop: float = 0.01,
-    data_options: DataOptions | None = None,
-    metric: str | None = None,
-    target: Target = Target(),  # noqa: B008
-) -> Comparison:
-    """`measure`, and the noise of every layer.
-
-    Raises:
-        InputError: a model or the data cannot be used.
-        CandidateError: `result` does not open or run.
-    """
-    begin = perf_counter()
-    facts = measure(original, result, data, data_options, metric, target)
-    samples = bind(read_samples(data, data_options), open_session(Path(original)).inputs)
-    few = samples.take(np.arange(min(len(samples), LAYER_SAMPLES)))
-    return Comparison(
-        met=meets(facts.accuracy, Budget(max_drop)),
-        artifact=str(result),
-        accuracy=facts.accuracy,
-        bytes=facts.bytes,
-        latency_ms=facts.latency_ms,
-        seconds=perf_counter() - begin,
-        peak_rss_bytes=peak_rss_bytes(),
-        max_drop=max_drop,
-        layers=tuple(layer_errors(normalise(read(original)), read(result), few)),
-    )
-
-
-def verify(
-    original: str | Path,
-    result: str | Path,
-    data: Any,
-    budget: Budget = Budget(),  # noqa: B008
-    data_options: DataOptions | None = None,
-    metric: str | None = None,
-    target: Target = Target(),  # noqa: B008
-) -> bool:
-    """Whether a file meets a budget's floor on all samples, by the gate's own measurement.
-
-    Raises:
-        InputError: a model or the data cannot be used.
-        CandidateError: the file does not pass the gate.
-    """
-    check_budget(budget)
-    return meets(measure(original, result, data, data_options, metric, target).accuracy, budget)

@@ -101,3 +101,8 @@ def test_a_damaged_file_is_one_line(files: dict[str, Path], tmp_path: Path, kind
     with pytest.raises(ModelError, match=r"bad\.tflite(:| is not a TFLite file)") as caught:
         load(tmp_path / "bad.tflite")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_the_original_can_be_compared_with_a_result(files: dict[str, Path], pictures: dict[str, np.ndarray]) -> None:
+    comparison = gossamer.compare(files["float"], files["int8"], pictures["image"][:64])
+    assert comparison.accuracy.snr_db > 15 and comparison.latency_ms.original > 0

@@ -37,6 +37,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     monkeypatch.setattr(trials, "PROOF_S", 0.1)
     monkeypatch.setattr(comparison, "PROOF_S", 0.1)
     monkeypatch.setattr(trials, "refine", lambda *_: ())
+    monkeypatch.setattr(trials, "polish", lambda *_: ())
 
     def command(*words: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["gossamer", *map(str, words)])

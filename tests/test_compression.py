@@ -30,6 +30,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blame, "RACE_S", 0.3)
     monkeypatch.setattr(comparison, "PROOF_S", 0.2)
     monkeypatch.setattr(trials, "refine", lambda *_: ())
+    monkeypatch.setattr(trials, "polish", lambda *_: ())
 
 
 @pytest.fixture(scope="module")

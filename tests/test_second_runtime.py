@@ -27,6 +27,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(trials, name, seconds)
     monkeypatch.setattr(blame, "RACE_S", 0.3)
     monkeypatch.setattr(trials, "refine", lambda *_: ())
+    monkeypatch.setattr(trials, "polish", lambda *_: ())
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from gossamer.nouns.facts import Accuracy, Bytes, Facts, Latency
 from gossamer.nouns.plan import Plan
 from gossamer.nouns.record import Candidate
 from gossamer.planning.candidates import propose
-from gossamer.planning.refinement import RANGES, refine
+from gossamer.planning.refinement import RANGES, polish, refine
 from gossamer.runtimes import onnxruntime
 
 
@@ -26,14 +26,12 @@ def test_refine_varies_the_fastest_static_plan() -> None:
         f"{base}, equalized",
         f"{base}, l2 ranges, equalized",
         f"{base}, biases as they were",
-        f"{base}, biases in order",
     ]
     assert not set(second) & set(plans)
     equalized = [s.method for s in second[f"{base}, equalized"].steps]
     assert equalized.index("equalize_channels") == equalized.index("quantize_static") - 1
     assert step(second[f"{base}, l2 ranges"], "quantize_static").scope.skip == ("stem",)
     assert "correct_bias" not in [s.method for s in second[f"{base}, biases as they were"].steps]
-    assert step(second[f"{base}, biases in order"], "correct_bias").config == {"statistics": "sequential"}
 
 
 def test_refine_does_not_repeat_the_ranges_of_its_base() -> None:
@@ -71,3 +69,18 @@ def test_the_truest_is_varied_too_where_the_fastest_breaks_the_floor() -> None:
     broken = refine(cnn(), [tried(plans["int8"], 3.0, snr_db=19, met=False), stem])
     assert not any(plan.name.startswith("int8, stem") for plan in kept)
     assert len(broken) == 2 * len(kept)
+
+
+def test_the_leader_of_all_is_polished_at_last() -> None:
+    plans = by_name(propose(cnn(), onnxruntime, "latency"))
+    first = [tried(plans["int8"], 2.0), tried(plans["int8, stem in float"], 2.5), Candidate(plans["float"], error="no")]
+    (last,) = polish(cnn(), first)
+    assert last.name == "int8, stem in float, biases in order"
+    assert step(last, "correct_bias").config == {"statistics": "sequential"}
+    assert polish(cnn(), [*first, tried(last, 2.5, snr_db=40.0)]) == ()
+
+
+def test_nothing_is_polished_that_has_no_biases_to_correct() -> None:
+    plans = by_name(propose(encoder(), onnxruntime, "latency"))
+    assert polish(encoder(), [tried(plans["int8 products"], 2.0)]) == ()
+    assert polish(cnn(), [tried(by_name(propose(cnn(), onnxruntime, "latency"))["dynamic int8"], 2.0)]) == ()

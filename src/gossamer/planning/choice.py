@@ -12,7 +12,7 @@ from gossamer.nouns.record import Candidate
 SAME_SPEED = 0.03  # two files of the same graph differ by this much on a noisy machine
 SAME_SIZE = 0.005
 NEAR = 0.1  # what one race may turn around of what was timed at different moments
-MOST_FINALISTS = 6
+MOST_FINALISTS = 10
 
 
 def rank(tried: Sequence[Candidate], budget: Budget) -> list[Candidate]:

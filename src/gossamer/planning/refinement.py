@@ -1,4 +1,4 @@
-"""The second round: variations of the best integer plan of the first that differ in truth, not in speed."""
+"""The rounds after the first: variations of the best integer plan that differ in truth, not in speed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from gossamer.planning.choice import leader
 from gossamer.planning.features import Features, features
 
 RANGES = ("minmax", "percentile", "l2")  # entropy and the others were never the best on real nets
+IN_ORDER = Step("correct_bias", {"statistics": "sequential"})
 RANGES_OF_ENCODERS = ("minmax", "l2")  # clipping the outliers of a real encoder to a percentile cost 8 dB
 
 
@@ -41,18 +42,19 @@ def _variations(plan: Plan, found: Features) -> list[Plan]:
     without = tuple(step for step in plan.steps if step.method != "correct_bias")
     if without != plan.steps:
         plans.append(Plan(f"{plan.name}, biases as they were", without))
-        if found.depthwise:  # their errors add up over many layers, so the later ones are corrected behind the earlier
-            plans.append(_in_order(plan))
     return plans
 
 
-def _in_order(plan: Plan) -> Plan:
-    """The plan with the statistics of its bias correction taken anew behind the layers corrected already."""
-    steps = [
-        Step("correct_bias", {"statistics": "sequential"}) if step.method == "correct_bias" else step
-        for step in plan.steps
-    ]
-    return Plan(f"{plan.name}, biases in order", tuple(steps))
+def polish(model: Model, tried: Sequence[Candidate], minimize: Minimize = "latency") -> tuple[Plan, ...]:
+    """The leading plan of all with its biases corrected in order: the statistics taken anew behind corrected layers.
+
+    Only for depthwise nets, where errors add up over many narrow layers; it takes as long as several other candidates.
+    """
+    best = leader([candidate for candidate in tried if candidate.facts], minimize).plan
+    steps = tuple(IN_ORDER if step.method == "correct_bias" else step for step in best.steps)
+    if steps == best.steps or not features(model).depthwise:
+        return ()
+    return (Plan(f"{best.name}, biases in order", steps),)
 
 
 def _variation(plan: Plan, ranges: str | None, equalized: bool) -> Plan:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gossamer.intake.normalise import normalise
 from gossamer.nouns.model import Model, to_bytes
 from gossamer.nouns.plan import Scope, Step
 from gossamer.passes.contract import Result, run
@@ -175,9 +176,6 @@ def with_free_length(model: Model) -> Model:
 
 CHANGES = {
     "softmax over another axis": ("axis=-1", "axis=2"),
-    "turned back another way": ("b = Transpose<perm=[0,2,1,3]>", "b = Transpose<perm=[0,2,3,1]>"),
-    "values turned another way": ("v = Transpose<perm=[0,2,1,3]>", "v = Transpose<perm=[0,2,3,1]>"),
-    "keys not turned": ("kt = Transpose<perm=[0,2,3,1]>", "kt = Transpose<perm=[0,2,1,3]>"),
     "negative scale": ("two", "negative"),
     "scale a head": ("two", "each"),
     "scaled values": ("o = MatMul(p, v)", "u = Mul(v, two) o = MatMul(p, u)"),
@@ -188,7 +186,6 @@ CHANGES = {
     "masked by choice": ("t = Add(s, mask)", "t = Where(chosen, s, mask)"),
     "another operator between": ("t = Add(s, mask)", "a = Add(s, mask) t = Tanh(a)"),
     "parted another way": ("Reshape(z, hd)", "Reshape(z, mixed)"),
-    "merged another way": ("Reshape(b, whole)", "Reshape(b, rows)"),
 }
 
 
@@ -213,6 +210,22 @@ def test_a_mask_of_unequal_rank_and_size_is_refused() -> None:
     assert not fuse(build(text(end=END.replace("whole", "free")), feeds, free=[2, -1, 12])).modified
 
 
+HEADS_APART = {
+    "turned back another way": ("b = Transpose<perm=[0,2,1,3]>", "b = Transpose<perm=[0,2,3,1]>"),
+    "values turned another way": ("v = Transpose<perm=[0,2,1,3]>", "v = Transpose<perm=[0,2,3,1]>"),
+    "keys not turned": ("kt = Transpose<perm=[0,2,3,1]>", "kt = Transpose<perm=[0,2,1,3]>"),
+    "merged another way": ("Reshape(b, whole)", "Reshape(b, rows)"),
+}
+ROWS: dict[str, Any] = {"rows": np.array([-1, 4])}
+
+
+@pytest.mark.parametrize("change", HEADS_APART)
+def test_other_ways_to_part_and_join_keep_the_heads_apart(change: str) -> None:
+    feeds = arrays(dict.fromkeys("BHSTDE", 4) | {"B": 2, "H": 2}, "B11T")
+    before = build(text().replace(*HEADS_APART[change]), feeds, **ROWS)
+    check_apart(before, feeds)
+
+
 @pytest.mark.parametrize(
     ("keys", "constants"),
     [
@@ -220,14 +233,116 @@ def test_a_mask_of_unequal_rank_and_size_is_refused() -> None:
         ("in rank 3", {"flat": [4, 8, 2]}),
     ],
 )
-def test_axes_that_only_look_alike_are_refused(keys: str, constants: dict[str, Any]) -> None:
+def test_axes_that_only_look_alike_keep_the_heads_apart(keys: str, constants: dict[str, Any]) -> None:
     feeds = arrays(dict.fromkeys("BHSTDE", 4) | {"B": 2, "H": 2}, "1111")
     mask = feeds.pop("mask")
     integers: dict[str, Any] = {name: np.array(value, np.int64) for name, value in constants.items()}
-    assert fuse(build(text(keys), feeds, mask=mask)).modified
-    before = build(text(keys), feeds, mask=mask, **integers)
-    assert np.isfinite(outputs(before, feeds)).all()
-    assert not fuse(before).modified
+    assert attention_of(fuse(build(text(keys), feeds, mask=mask))).attributes.get_int("q_num_heads", 0) == 2
+    check_apart(build(text(keys), feeds, mask=mask, **integers), feeds)
+
+
+def attention_of(result: Result) -> ir.Node:
+    return next(node for node in result.model.ir.graph if node.op_type == "Attention")
+
+
+def check_apart(before: Model, feeds: dict[str, np.ndarray]) -> None:
+    result = fuse(before)
+    assert "q_num_heads" not in attention_of(result).attributes
+    assert not {"Softmax", "MatMul", "Add"} & set(operators(result.model))
+    check_same(before, result.model, feeds)
+
+
+EXPORTED = """
+b0 = Shape<start=0, end=1>(m) t0 = Shape<start=1, end=2>(m) c = Cast<to=1>(m) u = Unsqueeze(c, inner)
+i = Sub(one, u) mask = Mul(i, lowest) to = Concat<axis=0>(b0, t0, h, d) back = Concat<axis=0>(b0, t0, hd)
+place = Slice(table, zero, t0, zero) x = Add(ids, place)
+"""
+LAYER = """
+q0 = MatMul(x, wq) k0 = MatMul(x, wk) v0 = MatMul(x, wv) q4 = Reshape(q0, to) k4 = Reshape(k0, to)
+v4 = Reshape(v0, to) q = Transpose<perm=[0,2,1,3]>(q4) kt = Transpose<perm=[0,2,3,1]>(k4)
+v = Transpose<perm=[0,2,1,3]>(v4) s0 = MatMul(q, kt) s = Div(s0, root) a = Add(s, mask) p = Softmax<axis=-1>(a)
+o = MatMul(p, v) o4 = Transpose<perm=[0,2,1,3]>(o) merged = Reshape(o4, back) y = Add(merged, x)
+"""
+ROOT = "root = Constant<value_float=2.8>()"
+ROOT_OF_SHAPE = "all = Shape(q4) ends = Gather(all, three) wide = Cast<to=1>(ends) root = Sqrt(wide)"  # TorchScript
+SHAPE_OF_RESULT = "all = Shape(o4) n0 = Gather(all, zero) n1 = Gather(all, two1) back = Concat<axis=0>(n0, n1, hd)"
+GUARDED = "e = Softmax<axis=-1>(a) n = IsNaN(e) p = Where(n, nothing, e)"
+CAUSAL = "g0 = Shape<start=1, end=2>(m) g1 = Concat<axis=0>(g0, g0) g = Slice(tri, zeros, g1, axes) "
+EXPORTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "torch": (),
+    "root of a shape": ((ROOT, ""), ("s = Div", f"{ROOT_OF_SHAPE} s = Div")),
+    "shape of the result": (
+        ("merged =", SHAPE_OF_RESULT.replace("back", "own") + " merged ="),
+        ("(o4, back)", "(o4, own)"),
+    ),
+    "guarded against NaN": (("p = Softmax<axis=-1>(a)", GUARDED),),
+    "idle casts": (
+        ("a = Add(s, mask)", "sc = Cast<to=1>(s) a = Add(sc, mask)"),
+        ("MatMul(p, v)", "MatMul(pc, v)"),
+        ("o = ", "pc = Cast<to=1>(p) o = "),
+    ),
+    "causal, then padded": (("a = Add(s, mask)", CAUSAL + "f = Where(g, s, lowest) a = Add(f, mask)"),),
+    "padded, then causal": (("a = Add(s, mask)", CAUSAL + "f = Add(s, mask) ng = Not(g) a = Where(ng, lowest, f)"),),
+}
+
+
+def exported(changes: tuple[tuple[str, str], ...], layers: int = 2) -> Model:
+    """Layers as exporters write them: shapes are computed at run time, batch and length free, places added."""
+    layer = f"{ROOT} {LAYER}"
+    for old, new in changes:
+        layer = layer.replace(old, new)
+    own = "|".join(set(re.findall(r"(\w+) = ", layer)))
+    body, last = EXPORTED, "x"
+    for index in range(layers):
+        body += re.sub(rf"\b({own})\b", rf"\1_{index}", re.sub(r"\bx\b", last, layer))
+        last = f"y_{index}"
+    rng = np.random.default_rng(0)
+    values = {name: rng.normal(size=(8, 8)).astype(np.float32) for name in ("wq", "wk", "wv", "table")}
+    values |= {name: np.float32(x) for name, x in {"one": 1, "lowest": LOWEST, "nothing": 0}.items()}
+    numbers = {"inner": [1, 2], "h": [2], "d": [4], "hd": [8], "zero": [0], "two1": [1], "three": [3]}
+    numbers |= {"zeros": [0, 0], "axes": [2, 3]}
+    values |= {name: np.array(x, np.int64) for name, x in numbers.items()}
+    values["tri"] = np.tril(np.ones((1, 1, 8, 8), bool))
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 21]> g (float[N, L, 8] ids, int64[N, L] m) => (float[] {last}) '
+        f"{{ {body} }}"
+    )
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    words = set(re.findall(r"\w+", body))
+    proto.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.asarray(x), k) for k, x in values.items() if k in words
+    )
+    for node in proto.graph.node:
+        node.name = node.output[0]
+    source = Model(ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto, data_prop=True)), "test")
+    return normalise(source)
+
+
+@pytest.mark.parametrize("changes", EXPORTS)
+def test_exports_with_shapes_computed_at_run_time(changes: str) -> None:
+    before = exported(EXPORTS[changes])
+    result = fuse(before)
+    found = operators(result.model)
+    assert found["Attention"] == 2 and not {"Softmax", "Transpose", "Div"} & set(found)
+    assert attention_of(result).attributes.get_int("q_num_heads", 0) == 2
+    assert found["Expand"] == (2 if "causal" in changes else 1)  # each layer cuts its own causal mask
+    rng = np.random.default_rng(1)
+    for batch, length in ((1, 1), (2, 5), (3, 8)):
+        mask = np.ones((batch, length), np.int64)
+        mask[-1, length // 2 :] = 0
+        mask[0, 0] = 0  # with a causal mask, a row that sees nothing
+        feeds: dict[str, np.ndarray] = {"ids": rng.normal(size=(batch, length, 8)).astype(np.float32), "m": mask}
+        check_same(before, result.model, feeds)
+        assert np.isfinite(outputs(result.model, feeds)).all()
+
+
+def test_a_weak_choice_is_left_alone() -> None:
+    """Where puts -10000 in the place of a score; adding it would keep what the score was."""
+    causal = (
+        ("a = Add(s, mask)", CAUSAL + "f = Where(g, s, weak) a = Add(f, mask)"),
+        (ROOT, f"{ROOT} weak = Constant<value_float=-10000.0>()"),
+    )
+    assert not fuse(exported(causal)).modified
 
 
 def test_a_full_mask_is_taken_as_it_is() -> None:

@@ -86,13 +86,15 @@ def run_case(model_path: str, data_path: str, ranges: str, samples: int) -> int:
     from gossamer.measuring.machine import peak_rss_bytes
     from gossamer.nouns.model import save
     from gossamer.passes.contract import run_plan
-    from gossamer.planning.candidates import propose
+    from gossamer.planning.candidates import CLEAN, propose
+    from gossamer.planning.features import features
     from gossamer.runtimes.contract import find
 
     runtime, threads = find("onnxruntime"), os.cpu_count() or 1
     given = bind(read_samples(data_path, None), runtime.open_session(Path(model_path)).inputs)
     model = normalise(read(model_path))
-    plan = next(plan for plan in propose(model, runtime, "latency") if plan.name == "int8")
+    plans = propose(features(run_plan(CLEAN, model).model), runtime, "latency")
+    plan = next(plan for plan in plans if plan.name == "int8")
     steps = tuple(
         replace(step, config={**step.config, "ranges": ranges}) if step.method == "quantize_static" else step
         for step in plan.steps

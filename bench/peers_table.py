@@ -1,7 +1,7 @@
 """Gossamer beside its peers on every work of the gallery and in both runtimes: the tables of RESULTS.md.
 
     python bench/peers_table.py [--works minilm,magika,demo,lite0,mobilenetv2,resnet18]
-                                [--runtimes onnxruntime,openvino] [--seconds 15]
+                                [--runtimes onnxruntime,openvino] [--seconds 15] [--without ort-entropy]
 
 Gossamer's row is `gossamer compress MODEL --data D --max-drop 1%` without a further option (`--runtime openvino` for
 the second runtime; a generous floor for the networks from seeds). Peers calibrate on the samples that Gossamer
@@ -56,12 +56,15 @@ def main() -> None:
     """One table for each work and runtime, then one of Gossamer alone."""
     arguments = parsed()
     command = f"python bench/peers_table.py --seconds {arguments.seconds:g}"
+    left = tuple(filter(None, arguments.without.split(",")))
+    command += f" --without {arguments.without}" if left else ""
     print(judge.header(command, peer_runs.versions()), flush=True)
     summary = []
     for name in arguments.works.split(","):
         work = gallery.work(name)
         for runtime in arguments.runtimes.split(","):
-            found, failed = compare(work, runtime, arguments.seconds)
+            rivals = [peer for peer in RUNTIMES[runtime] if not (left and peer.startswith(left))]
+            found, failed = compare(work, runtime, rivals, arguments.seconds)
             _, labels = work.judged_on()
             print_table(work, runtime, found, failed, labels)
             summary += summarised(work, runtime, found, labels)
@@ -70,10 +73,10 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|\n" + "\n".join(summary))
 
 
-def compare(work: Work, runtime: str, seconds: float) -> tuple[dict[str, Row], list[Run]]:
+def compare(work: Work, runtime: str, rivals: list[str], seconds: float) -> tuple[dict[str, Row], list[Run]]:
     """Every file judged, the original first; and the runs that gave no file, or one that the runtime refuses."""
     runs = {"float": Run("float", work.model, 0, 0), "gossamer": peer_runs.ours(work, runtime)}
-    runs |= peer_runs.peers(work, RUNTIMES[runtime])
+    runs |= peer_runs.peers(work, rivals)
     inputs, _ = work.judged_on()
     expected = outputs(work, work.model, inputs, "onnxruntime")
     got: dict[str, np.ndarray] = {}
@@ -193,6 +196,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--works", default=",".join(gallery.MAKERS))
     parser.add_argument("--runtimes", default=",".join(RUNTIMES))
     parser.add_argument("--seconds", type=float, default=15.0, help="of racing, for each table")
+    parser.add_argument("--without", default="", help="peers to leave out, by the beginnings of their names")
     arguments = parser.parse_args()
     if unknown := set(arguments.works.split(",")) - set(gallery.MAKERS):
         sys.exit(f"--works {', '.join(unknown)}: there are {', '.join(gallery.MAKERS)}")

@@ -344,3 +344,15 @@ def test_the_guard_raises_only_the_layers_to_blame(tmp_path: Path) -> None:
     raised = next(step for step in chosen.plan.steps if step.method == "quantize_static").scope.skip
     assert {"conv3", "conv4"} <= set(raised) and len(raised) <= 4
     assert record.accuracy.snr_db > 20 and record.latency_ms.ratio > 1.1
+
+
+def test_a_failing_search_for_the_guilty_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise IndexError("a slip")
+
+    monkeypatch.setattr(trials, "blame", fail)
+    loud_chain(tmp_path / "chain.onnx", layers=5)
+    x = np.random.default_rng(0).normal(size=(24, 48, 20, 20)).astype(np.float32)
+    record = gossamer.compress(tmp_path / "chain.onnx", {"x": x}, gossamer.Budget(0.01), tmp_path / "out")
+    assert record.met and record.diagnosis is None
+    assert {path.name for path in (tmp_path / "out").iterdir()} == OUTPUTS

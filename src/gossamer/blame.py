@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from time import perf_counter
 
 import msgspec
 import numpy as np
@@ -10,7 +11,7 @@ import onnx_ir as ir
 
 from gossamer.errors import CandidateError
 from gossamer.graph.edit import constant
-from gossamer.graph.placement import MOVERS
+from gossamer.graph.placement import LAYERS, MOVERS
 from gossamer.measuring.evidence import Evidence
 from gossamer.measuring.latency import race
 from gossamer.measuring.layer_error import layer_errors
@@ -19,14 +20,20 @@ from gossamer.measuring.quality import Metric, score
 from gossamer.nouns.diagnosis import LayerBlame
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Plan, quantizing
+from gossamer.nouns.samples import Samples
 from gossamer.passes.contract import Memo, run_plan
 from gossamer.planning.guard import raised, relief_by_price, through_quantizing
 from gossamer.runtimes import onnxruntime
 from gossamer.runtimes.contract import Feeds, Runtime, Session
 
 SAMPLES = 32  # noise is a mean over many values; these are enough to rank layers
-SUSPECTS = 8  # layers that are restored one by one
-RACE_S = 4.0
+FEWEST_SAMPLES = 4
+SUSPECTS = 6  # layers that are restored one by one
+UNFUSED = 7  # runs that comparing two unfused graphs takes the time of
+MOST_DB = 80.0  # rounding of floats leaves this much: with every layer restored there is nothing left to gain
+# what passes compute, or at least store, in integers
+SUSPICIOUS = frozenset({*LAYERS, "ConvTranspose", "Gather", "LSTM", "GRU", "RNN", "Add", "Mul", "Concat"})
+RACE_S = 2.5
 ROOM_BYTES = 1_000_000_000  # of weights of models that are open at once
 
 Move = tuple[str, ...]  # a suspect, and the nodes restored with it
@@ -39,6 +46,7 @@ def blame(
     runtime: Runtime,
     feeds: Feeds,
     memo: Memo,
+    budget_s: float = 60.0,
     suspects: int = SUSPECTS,
 ) -> tuple[LayerBlame, ...]:
     """Every layer that a plan computes in integers, in graph order; empty if it quantizes nothing.
@@ -51,6 +59,7 @@ def blame(
         evidence: of the calibration split; the first 32 samples of it are used.
         feeds: the batch that is timed.
         memo: of the plan's run, so that what is known is not made again.
+        budget_s: a slow model is looked at with fewer samples and fewer suspects, so that it takes about this long.
 
     Raises:
         CandidateError: the plan's result fails.
@@ -60,11 +69,14 @@ def blame(
     bare = through_quantizing(plan)
     result = run_plan(bare, model, evidence, memo).model
     reference = result.reference or model
-    found = _noise(reference, result, evidence)
+    count, suspects = _affordable(reference, evidence, feeds, budget_s, suspects)
+    few = evidence.samples.take(np.arange(min(len(evidence.samples), count)))
+    found = _noise(reference, result, few)
     most = min(suspects, ROOM_BYTES // (2 * max(1, model.weight_bytes())))
     worst = sorted(found, key=lambda one: one.added_ratio, reverse=True)[:most]
     moves = _moves(reference, [one.node for one in found], [one.node for one in worst])
-    effects = _restore(bare, result, moves, model, evidence, runtime, feeds, memo)
+    race_s = min(RACE_S, budget_s / 4)
+    effects = _restore(bare, result, moves, model, evidence, runtime, feeds, memo, few, race_s)
     return tuple(_with_best(one, effects) for one in found)
 
 
@@ -78,19 +90,34 @@ def _with_best(one: LayerBlame, effects: Mapping[Move, tuple[float, float]]) -> 
     return max(tried, key=relief_by_price, default=one)
 
 
-def _noise(reference: Model, result: Model, evidence: Evidence) -> list[LayerBlame]:
+def _affordable(reference: Model, evidence: Evidence, feeds: Feeds, budget_s: float, suspects: int) -> tuple[int, int]:
+    """How many samples and suspects there is time for: each suspect is run on all samples, in up to two moves."""
+    session = onnxruntime.open_session(reference, evidence.threads)
+    session.run(feeds)
+    begin = perf_counter()
+    session.run(feeds)
+    calls = budget_s / 2 / max(perf_counter() - begin, 1e-6)
+    samples = int(np.clip(calls / (UNFUSED + 2 * suspects), FEWEST_SAMPLES, SAMPLES))
+    return samples, int(np.clip((calls / samples - UNFUSED) / 2, 0, suspects))
+
+
+def _noise(reference: Model, result: Model, few: Samples) -> list[LayerBlame]:
     """What each integer layer's output looks like beside the reference's, and what came in."""
-    few = evidence.samples.take(np.arange(min(len(evidence.samples), SAMPLES)))
     ratios = {error.tensor: 10 ** (-error.snr_db / 10) for error in layer_errors(reference, result, few)}
     kept = {node.name: node for node in result.ir.graph}
     blames = []
     for position, node in enumerate(reference.ir.graph):
         tensor = _visible_output(node, ratios)
-        if not node.name or tensor is None or not _in_integers(node, kept.get(node.name)):
+        if (
+            node.op_type not in SUSPICIOUS
+            or not node.name
+            or tensor is None
+            or not _in_integers(node, kept.get(node.name))
+        ):
             continue
         came_in = max((ratios.get(value.name or "", 0.0) for value in node.inputs if value is not None), default=0.0)
         added = max(0.0, ratios[tensor] - came_in)
-        blames.append(LayerBlame(node.name, node.op_type, tensor, position, to_db(ratios[tensor]), added))
+        blames.append(LayerBlame(node.name or "", node.op_type, tensor, position, to_db(ratios[tensor]), added))
     return blames
 
 
@@ -103,6 +130,8 @@ def _visible_output(node: ir.Node, ratios: Mapping[str, float]) -> str | None:
 
 def _in_integers(before: ir.Node, after: ir.Node | None) -> bool:
     """Whether a node's weight is no longer the one it had, or all it reads comes out of integers."""
+    if before.op_type in ("Add", "Mul") and any(constant(value) is not None for value in before.inputs):
+        return False  # a bias or factor, which no pass rounds
     if after is None or after.op_type != before.op_type:  # another operator does its work, unless a quantizer does
         return any(array is not None and array.ndim > 1 for array in map(constant, before.inputs))
     if any(old is not None and constant(old) is not None for old in before.inputs):
@@ -143,11 +172,12 @@ def _restore(
     runtime: Runtime,
     feeds: Feeds,
     memo: Memo,
+    samples: Samples,
+    race_s: float,
 ) -> dict[Move, tuple[float, float]]:
     """Move -> dB that the outputs gain with those nodes in float, and latency then over latency now."""
     if not moves:
         return {}
-    samples = evidence.samples.take(np.arange(min(len(evidence.samples), SAMPLES)))
     truth = score(onnxruntime.open_session(model, evidence.threads), samples, Metric("snr"))
     sessions: dict[Move, Session] = {(): runtime.open_session(result, evidence.threads)}
     for move in moves:
@@ -157,10 +187,11 @@ def _restore(
         except CandidateError:  # the runtime may refuse a mixture; then there is nothing to gain by it
             continue
     noise_db = {
-        move: to_db(score(session, samples, Metric("snr"), truth).noise_ratio) for move, session in sessions.items()
+        move: min(MOST_DB, to_db(score(session, samples, Metric("snr"), truth).noise_ratio))
+        for move, session in sessions.items()
     }
     named = {str(move): session for move, session in sessions.items()}
-    times = race(named, feeds, evidence.threads, budget_s=RACE_S)
+    times = race(named, feeds, evidence.threads, budget_s=race_s)
     return {
         move: (noise_db[move] - noise_db[()], float(np.median(np.divide(times[str(move)], times["()"]))))
         for move in sessions

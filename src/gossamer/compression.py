@@ -15,7 +15,6 @@ import msgspec
 from msgspec.structs import replace
 
 import gossamer
-from gossamer.blame import blame
 from gossamer.delivery import check_not_input, deliver, publish, seen_from, writable_folder
 from gossamer.diagnosis import diagnose
 from gossamer.errors import GossamerError
@@ -38,12 +37,13 @@ from gossamer.nouns.plan import Calibration, Plan
 from gossamer.nouns.record import Record, Split, Splits
 from gossamer.nouns.target import Target
 from gossamer.passes.contract import run_plan
-from gossamer.planning.candidates import propose
+from gossamer.planning.candidates import CLEAN, propose
+from gossamer.planning.features import features
 from gossamer.replay import evidence_from, read_plan, recorded_evidence
 from gossamer.report.findings import Case
 from gossamer.report.html import write_report
 from gossamer.runtimes.contract import find
-from gossamer.trials import PROOF_S, Bench, Outcome, Say, Trial, try_all, verify_best
+from gossamer.trials import PROOF_S, Bench, Outcome, Say, Trial, find_blame, try_all, verify_best
 
 
 def silent(_: str) -> None:
@@ -91,8 +91,7 @@ def compress(
         tried, cut = try_all(bench)
         say("verifying the choice")
         outcome = verify_best(bench, tried)
-        say("looking into the result")
-        diagnosis = _diagnosis(bench, tried, outcome, source)
+        diagnosis = None if cut else _diagnosis(bench, tried, outcome, source)
 
         staged, chosen = work / "result", outcome.trial.candidate.plan
         deliver(outcome.trial.path or bench.path, staged / "model.onnx", ours=outcome.trial.path is not None)
@@ -133,7 +132,10 @@ def _set_up(
     prepared = normalise(source)
     scoring = perf_counter()
     original = baseline(opened, path, select, rule)
-    reserve_s = PROOF_S + 2 * (perf_counter() - scoring) * len(verify) / len(select)  # what verifying will take
+    limit_s = inf if budget.time_limit_s is None else budget.time_limit_s
+    reserve_s = min(PROOF_S, limit_s / 5) + 2 * (perf_counter() - scoring) * len(verify) / len(
+        select
+    )  # what verifying will take
     parts = tuple(Split(len(part), part.digest()) for part in (calibrate, select, verify))
     versions = describe(target.runtime).versions
     run = Run(model_sha256(path), parts[0].digest, parts[1].digest, _identity(rule), target, versions)
@@ -152,7 +154,7 @@ def _set_up(
         calibration=Calibration(named, msgspec.to_builtins(options or {}), seed, target.threads, parts[0].digest),
         notes=(*prepared.notes, *cast_notes(unbound, opened.reference.inputs)),
         say=say,
-        deadline=inf if budget.time_limit_s is None else begin + budget.time_limit_s - reserve_s,
+        deadline=begin + limit_s - reserve_s,
     )
 
 
@@ -166,6 +168,7 @@ def _diagnosis(bench: Bench, tried: list[Trial], outcome: Outcome, source: Model
     """Why the result is as it is; None where time is up."""
     if perf_counter() > bench.deadline:
         return None
+    bench.say("looking into the result")
     chosen, facts = outcome.trial.candidate.plan, outcome.facts
     case = Case(
         plan=chosen,
@@ -178,13 +181,27 @@ def _diagnosis(bench: Bench, tried: list[Trial], outcome: Outcome, source: Model
         model=str(source.path or "original.onnx"),
         data=bench.calibration.data or "DATA",
         advice=preprocessing_warning(bench.select.scores) or "",
+        options=_words(bench),
     )
     try:
-        blames = blame(chosen, bench.model, bench.evidence, bench.select.runtime, bench.select.feeds, bench.memo)
+        blames = find_blame(bench, chosen)
         return diagnose(case, bench.model, bench.evidence, bench.memo, bench.select, blames)
-    except (GossamerError, KeyboardInterrupt) as error:  # what is known of a result must never cost the result
+    except (Exception, KeyboardInterrupt) as error:  # what is known of a result must never cost the result
         bench.say(f"the look into the result ended early: {error or 'interrupted'}")
         return None
+
+
+def _words(bench: Bench) -> str:
+    """The options of the command that findings repeat, as far as they are not the usual ones."""
+    target, usual = bench.target, Target()
+    given = {
+        "metric": bench.metric.name if bench.metric.name not in ("top1", "agreement") else "",
+        "runtime": target.runtime if target.runtime != usual.runtime else "",
+        "threads": str(target.threads) if target.threads != usual.threads else "",
+        "instructions": target.instructions if target.instructions != usual.instructions else "",
+        "seed": str(bench.splits.seed) if bench.splits.seed else "",
+    }
+    return "".join(f" --{name} {value}" for name, value in given.items() if value)
 
 
 def _record(
@@ -242,8 +259,8 @@ def _energy(original: Model, result: Path, timed: Baseline) -> Energy | None:
 def plan(model: Any, budget: Budget = Budget(), target: Target = Target()) -> tuple[Plan, ...]:  # noqa: B008
     """The plans that `compress` would try first for a model."""
     check_budget(budget)
-    weight_bits = 7 if sums_in_16_bits(target) else 8
-    return propose(normalise(read(model)), find(target.runtime), budget.minimize, weight_bits)
+    found = features(run_plan(CLEAN, normalise(read(model))).model)
+    return propose(found, find(target.runtime), budget.minimize, 7 if sums_in_16_bits(target) else 8)
 
 
 def apply(plan: Plan | str | Path, model: Any, data: Any = None, data_options: DataOptions | None = None) -> Model:

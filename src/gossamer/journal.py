@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from gossamer.errors import OutputError
-from gossamer.nouns.model import sha256
+from gossamer.nouns.model import model_sha256
 from gossamer.nouns.plan import Plan
 from gossamer.nouns.record import Candidate
 from gossamer.nouns.target import Target
@@ -68,7 +68,7 @@ class Journal:
         if entry is None or not entry.sha256:
             return entry
         file = self.file_of(plan)
-        return entry if file.exists() and sha256(file) == entry.sha256 else None
+        return entry if file.exists() and model_sha256(file) == entry.sha256 else None
 
     def add(self, entry: Entry) -> None:
         """Write a line, and see that it is on disk.

@@ -19,19 +19,22 @@ from gossamer.measuring.latency import race, summarise
 from gossamer.measuring.machine import sums_in_16_bits
 from gossamer.measuring.quality import Metric
 from gossamer.nouns.budget import Budget
+from gossamer.nouns.diagnosis import LayerBlame
 from gossamer.nouns.facts import Facts
-from gossamer.nouns.model import Model, save, sha256, size_bytes
+from gossamer.nouns.model import Model, model_sha256, save, size_bytes
 from gossamer.nouns.plan import ORIGINAL, Calibration, Plan
 from gossamer.nouns.record import Candidate, Splits
 from gossamer.nouns.samples import Samples
 from gossamer.nouns.target import Target
 from gossamer.passes.contract import Memo, run_plan
-from gossamer.planning.candidates import propose
+from gossamer.planning.candidates import CLEAN, propose
 from gossamer.planning.choice import finalists, rank
-from gossamer.planning.guard import culprits, raised, to_mend, worth_mending
+from gossamer.planning.features import features
+from gossamer.planning.guard import culprits, fewest, raised, to_mend, worth_mending
 from gossamer.planning.refinement import polish, refine
 
-TRIAL_S = 1.5  # seconds of timing for a candidate
+TRIAL_S = 0.8  # seconds of timing for a candidate
+BLAME_S = 60.0  # for finding the layers to blame
 FINAL_S = 6.0  # and for all that may be returned, in one race
 PROOF_S = 4.0  # and for the one that is
 ROOM_BYTES = 2_000_000_000  # of files that are open at once
@@ -112,13 +115,15 @@ def try_all(bench: Bench) -> tuple[list[Trial], str]:
     """All rounds of candidates, and what cut them short, if anything did; what is finished by then is kept."""
     tried: list[Trial] = [_original(bench)]
     try:
-        for plan in _first_round(bench):
+        found, aim = features(run_plan(CLEAN, bench.model, bench.evidence, bench.memo).model), bench.budget.minimize
+        weight_bits = 7 if sums_in_16_bits(bench.target) else 8
+        for plan in propose(found, bench.select.runtime, aim, weight_bits):
             tried.extend(_try(plan, bench, tried))
-        for plan in refine(bench.model, [trial.candidate for trial in tried], bench.budget.minimize):
-            tried.extend(_try(plan, bench, tried))
-        for plan in polish(bench.model, [trial.candidate for trial in tried], bench.budget.minimize):
+        for plan in refine(found, [trial.candidate for trial in tried], aim):
             tried.extend(_try(plan, bench, tried))
         _guard(bench, tried)
+        for plan in polish(found, [trial.candidate for trial in tried], aim):
+            tried.extend(_try(plan, bench, tried))
         tried = _race(bench, tried)
     except KeyboardInterrupt:
         bench.say("interrupted: going on with the best so far")
@@ -127,11 +132,6 @@ def try_all(bench: Bench) -> tuple[list[Trial], str]:
         bench.say("the time is up: going on with the best so far")
         return tried, "time limit"
     return tried, ""
-
-
-def _first_round(bench: Bench) -> tuple[Plan, ...]:
-    weight_bits = 7 if sums_in_16_bits(bench.target) else 8
-    return propose(bench.model, bench.select.runtime, bench.budget.minimize, weight_bits)
 
 
 def verify_best(bench: Bench, tried: list[Trial]) -> Outcome:
@@ -224,7 +224,7 @@ def _measure(plan: Plan, bench: Bench) -> Entry | None:
         if not applied.modified:
             return None
         save(applied.model, path)
-        digest = sha256(path)
+        digest = model_sha256(path)
         if digest in bench.finished:
             return None
         facts = judge(path, bench.select, bench.metric, applied.stores, TRIAL_S)
@@ -242,26 +242,36 @@ def _guard(bench: Bench, tried: list[Trial]) -> None:
 
     Twice as many each time, until the floor holds or the gain is gone; then halved down to the fewest that hold.
     """
-    broken = to_mend([trial.candidate for trial in tried], bench.budget.minimize)
+    aim = bench.budget.minimize
+    broken = to_mend([trial.candidate for trial in tried], aim)
     if broken is None:
         return
     if perf_counter() > bench.deadline:
         raise TimeUp
     bench.say(f"{broken.name} breaks the floor: looking for the layers to blame")
-    blames = blame(broken, bench.model, bench.evidence, bench.select.runtime, bench.select.feeds, bench.memo)
-    order = culprits(blames)
-    fewest, misses, count = len(order) + 1, 0, 1
-    while misses + 1 < fewest and count <= len(order):
+    try:
+        order = culprits(find_blame(bench, broken))
+    except Exception as error:  # what is finished must not be lost, whatever the search for more meets
+        bench.say(f"the layers to blame cannot be found: {error}")
+        return
+
+    def holds(count: int) -> bool | None:
         nodes = tuple(dict.fromkeys(node for move in order[:count] for node in move))
-        found = list(_try(raised(broken, nodes), bench, tried))
-        tried.extend(found)
-        if found and found[0].candidate.met:
-            fewest = count
-        elif found and not worth_mending(found[0].candidate, [t.candidate for t in tried], bench.budget.minimize):
-            return  # with more of them it would be slower still
-        else:
-            misses = count
-        count = 2 * count if fewest > len(order) else (misses + fewest) // 2
+        for trial in _try(raised(broken, nodes), bench, tried):
+            tried.append(trial)
+            if not trial.candidate.met and not worth_mending(trial.candidate, [t.candidate for t in tried], aim):
+                return None  # with more of them it would be slower still
+            return trial.candidate.met
+        return False  # nothing new
+
+    fewest(len(order), holds)
+
+
+def find_blame(bench: Bench, plan: Plan) -> tuple[LayerBlame, ...]:
+    """The layers of a plan and what they cost, within a minute and the time that is left."""
+    budget_s = min(BLAME_S, bench.deadline - perf_counter())
+    shared = bench.select
+    return blame(plan, bench.model, bench.evidence, shared.runtime, shared.feeds, bench.memo, budget_s)
 
 
 def _race(bench: Bench, tried: list[Trial]) -> list[Trial]:

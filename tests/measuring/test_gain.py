@@ -19,7 +19,9 @@ def scaled(factor: float, batch: str = "N") -> Model:
 @pytest.mark.parametrize("batch", ["N", "1", "2"])
 def test_noise_is_a_share_of_the_signal_of_all(batch: str) -> None:
     x = np.array([[1, 0], [0, 2], [2, 0], [0, 0], [4, 0]], np.float32)
-    noise_N = Judge(scaled(1.0, batch), samples_from_arrays({"x": x})).noise(scaled(1.5, batch))
+    size = int(batch.replace("N", "1"))
+    expected = [{"y": x[start : start + size]} for start in range(0, len(x), size)]
+    noise_N = Judge(expected, samples_from_arrays({"x": x})).noise(scaled(1.5, batch))
     assert np.allclose(noise_N, 0.25 * np.square(x).sum(axis=1) / 25)
 
 

@@ -53,6 +53,17 @@ def test_a_batch_without_rows_of_its_samples_counts_as_one() -> None:
         assert np.allclose(got.mean_O, np.concatenate([rows, rows[:1]]).mean(axis=0), atol=1e-6)
 
 
+@pytest.mark.parametrize("batch", ["N", "1", "2"])
+def test_outputs_are_kept_as_they_come(batch: str) -> None:
+    x = np.random.default_rng(0).normal(size=(5, 3, 4)).astype(np.float32)
+    kept: dict[str, list[np.ndarray]] = {"pooled": [], "rows": []}
+    half_means(parse(TEXT.replace("BATCH", batch)), ["pooled"], samples_from_arrays({"x": x}), kept=kept)
+    size = int(batch.replace("N", "1"))
+    assert [len(array) for array in kept["pooled"]] == ([1] * 5 if size == 1 else [2, 2, 1])
+    np.testing.assert_allclose(np.concatenate(kept["pooled"]), x.mean(axis=1), atol=1e-6)
+    assert [len(array) for array in kept["rows"]] == [3 * size] * len(kept["rows"])  # more than one row a sample: whole
+
+
 def test_ragged_samples() -> None:
     model = parse("test (float[N,T,4] x) => (float[M,4] y) <int64[2] flat = {-1, 4}> { y = Reshape(x, flat) }")
     x = [np.full((length, 4), length, np.float32) for length in (1, 5, 3, 7)]

@@ -232,7 +232,7 @@ def outcome(seed: int) -> tuple[float, float, float, float]:
     model, known, other = mobile(seed), evidence(scenes(48, seed)), scenes(96, seed + 1000)
     before = contract.run(STATIC, model, known).model
     probes = correct_bias._find(before, model, Scope())
-    means = mean_errors(model, probes, known.samples, 1)
+    means, _ = mean_errors(model, probes, known.samples, 1)
     every = {probe.name: joined(*both).mean_O for probe, both in zip(probes, means, strict=True)}
     models = [before, correct_bias._corrected(before, probes, every)]
     for statistics in ("fast", "sequential"):

@@ -221,7 +221,7 @@ def test_scope_and_unknown_options() -> None:
     model = parse(ATTENTION, **dict.fromkeys(("wq", "wk", "wv", "wo"), (16, 16)), b=(16,))
     assert operators(quantized(model, Scope(only=("node_[qk]",))).model)["MatMulInteger"] == 2
     assert operators(quantized(model, Scope(skip=("node_q",))).model)["MatMulInteger"] == 3
-    with pytest.raises(OptionError, match=r"bits.*its options are granularity, embeddings"):
+    with pytest.raises(OptionError, match=r"bits.*its options are granularity, weight_bits, embeddings"):
         quantized(model, bits=4)
 
 
@@ -230,3 +230,12 @@ def test_products_that_were_integers_before_are_no_broken_promise() -> None:
         y = MatMulInteger(x, u)  p = MatMul(z, w) }"""
     model = parse(text, u=np.ones((4, 4), np.uint8), w=(4, 4))
     assert operators(quantized(model).model)["MatMulInteger"] == 2
+
+
+@pytest.mark.parametrize(("bits", "limit"), [(8, 127), (7, 64)])
+def test_weights_of_seven_bits_leave_room_for_sums_of_sixteen(bits: int, limit: int) -> None:
+    result = quantized(parse("test (float[2,8] x) => (float[2,6] y) { y = MatMul(x, w) }", w=(8, 6)), weight_bits=bits)
+    weights = next(node.inputs[1] for node in result.model.ir.graph if node.op_type == "MatMulInteger")
+    integers = np.asarray(constant(weights)).astype(np.int64)
+    assert np.abs(integers).max() == limit
+    assert (2 * 255 * np.abs(integers).max() <= 32767) == (bits == 7)

@@ -9,9 +9,10 @@ from tests.planning.graphs import by_name, cnn, encoder, parse, step
 
 from gossamer.nouns.budget import Minimize
 from gossamer.nouns.model import Model
-from gossamer.nouns.plan import Step
+from gossamer.nouns.plan import ORIGINAL, Step
 from gossamer.passes import contract
-from gossamer.planning.candidates import ORIGINAL, features, propose
+from gossamer.planning.candidates import propose
+from gossamer.planning.features import features
 from gossamer.runtimes import onnxruntime
 
 
@@ -39,7 +40,7 @@ def test_features() -> None:
         1,
         True,
         0,
-        False,
+        (),
     )
     assert found.narrow_stems == ("stem",)
     found = features(encoder())
@@ -48,21 +49,21 @@ def test_features() -> None:
         1,
         False,
         1,
-        True,
+        ("node_x",),
     )
 
 
 @pytest.mark.parametrize("model", [cnn(), encoder()])
 @pytest.mark.parametrize("minimize", ["latency", "size"])
 def test_every_proposed_step_is_a_sentence_the_passes_understand(model: Model, minimize: Minimize) -> None:
-    for plan in propose(model, onnxruntime, minimize):
+    for plan in propose(features(model), onnxruntime, minimize):
         for sentence in plan.steps:
             contract.configure(sentence)
             contract.check_scope(sentence, model)
 
 
 def test_network_of_convolutions() -> None:
-    plans = by_name(propose(cnn(), onnxruntime, "latency"))
+    plans = by_name(propose(features(cnn()), onnxruntime, "latency"))
     assert list(plans) == [ORIGINAL, "float", "int8", "int8, stem in float", "dynamic int8"]
     assert plans[ORIGINAL].steps == ()
     assert [s.method for s in plans["int8"].steps] == [
@@ -76,7 +77,7 @@ def test_network_of_convolutions() -> None:
 
 
 def test_encoder_tries_dynamic_before_static() -> None:
-    plans = by_name(propose(encoder(), onnxruntime, "latency"))
+    plans = by_name(propose(features(encoder()), onnxruntime, "latency"))
     smoothed = ["dynamic int8, smoothed", "int8 products, smoothed"]
     fused = [f"{name}, fuse attention" for name in smoothed]
     assert list(plans) == [ORIGINAL, "float", "dynamic int8", "int8 products", *smoothed, *fused]
@@ -89,10 +90,12 @@ def test_encoder_tries_dynamic_before_static() -> None:
 def test_the_runtime_says_what_it_profits_from() -> None:
     slow = runtime(FAST_DYNAMIC=False, INTEGER_OPERATORS=("Conv",))
     for model in (cnn(), encoder()):
-        assert not any(s.method == "quantize_dynamic" for plan in propose(model, slow, "latency") for s in plan.steps)
-    config = step(by_name(propose(cnn(), slow, "latency"))["int8"], "quantize_static").config
+        assert not any(
+            s.method == "quantize_dynamic" for plan in propose(features(model), slow, "latency") for s in plan.steps
+        )
+    config = step(by_name(propose(features(cnn()), slow, "latency"))["int8"], "quantize_static").config
     assert config == {"activation": "int8", "operators": ["Conv"], "free_float": ["Gemm"], "rounding": "sums"}
-    plans = by_name(propose(encoder(), slow, "latency"))
+    plans = by_name(propose(features(encoder()), slow, "latency"))
     assert step(plans["int8 products"], "quantize_static").config["operators"] == ["Gemm"]
     assert [s.method for s in plans["float"].steps] == ["fold_constants", "fold_batchnorm"]
 
@@ -105,41 +108,41 @@ def test_attention_stays_in_float_where_integers_do_not_pay() -> None:
         w=(8, 8),
     )
     for pays, skipped in ((True, 0), (False, 2)):
-        plan = by_name(propose(model, runtime(INTEGER_ATTENTION=pays), "latency"))["int8 products"]
+        plan = by_name(propose(features(model), runtime(INTEGER_ATTENTION=pays), "latency"))["int8 products"]
         assert len(step(plan, "quantize_static").scope.skip) == skipped
 
 
 def test_weights_keep_to_seven_bits_where_sixteen_would_overflow() -> None:
     for model, name in ((cnn(), "int8"), (encoder(), "int8 products, smoothed")):
-        usual, reduced = (by_name(propose(model, onnxruntime, "latency", bits))[name] for bits in (8, 7))
+        usual, reduced = (by_name(propose(features(model), onnxruntime, "latency", bits))[name] for bits in (8, 7))
         assert "weight_bits" not in step(usual, "quantize_static").config
         assert step(reduced, "quantize_static").config["weight_bits"] == 7
 
 
 def test_size_adds_float16() -> None:
-    plans = by_name(propose(cnn(), onnxruntime, "size"))
+    plans = by_name(propose(features(cnn()), onnxruntime, "size"))
     assert {"float16", "int8, rest float16", "int8, stem in float, rest float16"} <= set(plans)
     assert plans["int8, rest float16"].steps[-1] == Step("store_float16")
-    assert not any("float16" in name for name in by_name(propose(cnn(), onnxruntime, "latency")))
+    assert not any("float16" in name for name in by_name(propose(features(cnn()), onnxruntime, "latency")))
 
 
 def test_a_table_alone_is_worth_a_plan() -> None:
     model = parse("test (int64[N] rows) => (float[N,8] y) { y = Gather(table, rows) }", table=(30, 8))
-    assert "dynamic int8" in by_name(propose(model, onnxruntime, "size"))
+    assert "dynamic int8" in by_name(propose(features(model), onnxruntime, "size"))
 
 
 def test_stem_whose_name_reads_like_a_pattern() -> None:
     model = cnn()
     model.ir.graph[0].name = "layers[0]*conv?"
     (pattern,) = step(
-        by_name(propose(model, onnxruntime, "latency"))["int8, stem in float"], "quantize_static"
+        by_name(propose(features(model), onnxruntime, "latency"))["int8, stem in float"], "quantize_static"
     ).scope.skip
     assert fnmatchcase("layers[0]*conv?", pattern) and not fnmatchcase("layers0xxconvx", pattern)
 
 
 def test_a_stem_that_is_the_whole_net_is_not_left_out() -> None:
     model = parse("test (float[N,3,8] x) => (float[N,8,8] y) { y = Conv(x, w) }", w=(8, 3, 1))
-    assert "int8, stem in float" not in by_name(propose(model, onnxruntime, "latency"))
+    assert "int8, stem in float" not in by_name(propose(features(model), onnxruntime, "latency"))
 
 
 RECURRENT = """recurrent (float[N,5,6] x) => (float[N,4] y) <int64[1] first = {0}> {
@@ -155,7 +158,7 @@ def test_recurrent_layers_are_stored_in_integers(fast: bool, form: str) -> None:
     cell = next(node.name for node in model.ir.graph if node.op_type == "LSTM")
     assert features(model).recurrent == (cell,)
     for minimize, others in (("latency", {"float", "int8 products"}), ("size", {"float"})):
-        plans = by_name(propose(model, runtime(FAST_DYNAMIC=fast), minimize))  # type: ignore[arg-type]
+        plans = by_name(propose(features(model), runtime(FAST_DYNAMIC=fast), minimize))  # type: ignore[arg-type]
         for name in {"float", "int8 products"}:
             last = plans[f"{name}, recurrent int8"].steps[-1]
             assert (last.method, last.config, last.scope.only) == ("quantize_weights", {"form": form}, (cell,))

@@ -7,7 +7,7 @@ from gossamer.nouns.diagnosis import LayerBlame
 from gossamer.nouns.facts import Accuracy, Bytes, Facts, Latency
 from gossamer.nouns.plan import ORIGINAL, Plan, Scope, Step, quantizing
 from gossamer.nouns.record import Candidate
-from gossamer.planning.guard import culprits, raised, through_quantizing, to_mend, worth_mending
+from gossamer.planning.guard import culprits, fewest, raised, through_quantizing, to_mend, worth_mending
 
 FOLD, BIAS = Step("fold_constants"), Step("correct_bias")
 INT8 = Plan("int8", (FOLD, Step("quantize_static"), BIAS))
@@ -37,9 +37,12 @@ def test_what_was_skipped_before_stays_skipped() -> None:
     assert raised(plan, ["a", "stem"]).steps[0].scope.skip == ("stem", "a")
 
 
-def test_of_a_list_of_nodes_the_raised_ones_are_taken() -> None:
-    plan = Plan("int8", (Step("quantize_static", scope=Scope(only=("a", "b"))),))
-    assert raised(plan, ["a"]).steps[0].scope == Scope(only=("b",))
+def test_a_node_is_taken_out_of_the_step_that_names_it() -> None:
+    named = Step("quantize_weights", scope=Scope(only=("lstm[[]0]",)))
+    plan = Plan("int8", (Step("quantize_static"), named))
+    found = raised(plan, ["lstm[0]", "conv"]).steps
+    assert found[0].scope == Scope(skip=("conv",))
+    assert found[1].scope == Scope(("lstm[[]0]",), ("lstm[[]0]",))  # which leaves nothing, not everything
 
 
 def test_the_cheapest_relief_comes_first_and_layers_not_measured_come_last() -> None:
@@ -85,3 +88,22 @@ def test_a_plan_without_corrections_is_made_for_looking_into() -> None:
         "quantize_dynamic",
     ]
     assert quantizing(Plan("float", (FOLD,))) is None and through_quantizing(Plan("float", (FOLD,))).steps == ()
+
+
+@given(st.integers(0, 40), st.integers(1, 60))
+def test_the_search_finds_the_fewest_that_hold(most: int, needed: int) -> None:
+    asked: list[int] = []
+
+    def holds(count: int) -> bool:
+        asked.append(count)
+        return count >= needed
+
+    assert fewest(most, holds) == (needed if needed <= most else 0)
+    assert len(asked) == len(set(asked)) <= 2 * max(1, most).bit_length() + 1
+    assert all(1 <= count <= most for count in asked)
+
+
+def test_the_search_ends_where_more_is_of_no_use() -> None:
+    asked: list[int] = []
+    assert fewest(16, lambda count: asked.append(count) or (None if count > 2 else False)) == 0  # type: ignore[func-returns-value]
+    assert asked == [1, 2, 4]

@@ -6,6 +6,7 @@ from gossamer.nouns.facts import Accuracy, Bytes, Facts, Latency
 from gossamer.nouns.plan import Plan
 from gossamer.nouns.record import Candidate
 from gossamer.planning.candidates import propose
+from gossamer.planning.features import features
 from gossamer.planning.refinement import RANGES, polish, refine
 from gossamer.runtimes import onnxruntime
 
@@ -16,9 +17,9 @@ def tried(plan: Plan, speed: float, size: int = 500, snr_db: float = 30.0, met: 
 
 
 def test_refine_varies_the_fastest_static_plan() -> None:
-    plans = by_name(propose(cnn(), onnxruntime, "latency"))
+    plans = by_name(propose(features(cnn()), onnxruntime, "latency"))
     first = [tried(plans["int8"], 2.0), tried(plans["int8, stem in float"], 2.5), tried(plans["dynamic int8"], 9.0)]
-    second = by_name(refine(cnn(), [*first, Candidate(plans["float"], error="no")]))
+    second = by_name(refine(features(cnn()), [*first, Candidate(plans["float"], error="no")]))
     others = [ranges for ranges in RANGES if ranges != "minmax"]
     base = "int8, stem in float"
     assert list(second) == [
@@ -35,52 +36,55 @@ def test_refine_varies_the_fastest_static_plan() -> None:
 
 
 def test_refine_does_not_repeat_the_ranges_of_its_base() -> None:
-    plans = by_name(propose(encoder(), onnxruntime, "latency"))
-    second = by_name(refine(encoder(), [tried(plans["int8 products"], 2.0)]))
+    plans = by_name(propose(features(encoder()), onnxruntime, "latency"))
+    second = by_name(refine(features(encoder()), [tried(plans["int8 products"], 2.0)]))
     configs = [step(plan, "quantize_static").config["ranges"] for plan in second.values() if "ranges" in plan.name]
     assert configs == ["l2"]
     assert not any("equalized" in name for name in second)
 
 
 def test_refine_for_size_varies_the_smallest() -> None:
-    plans = by_name(propose(cnn(), onnxruntime, "size"))
+    plans = by_name(propose(features(cnn()), onnxruntime, "size"))
     first = [tried(plans["int8"], 3.0, 300), tried(plans["int8, rest float16"], 2.0, 200)]
-    assert all(plan.name.startswith("int8, rest float16") for plan in refine(cnn(), first, "size"))
-    assert not any(plan.name.startswith("int8, rest") for plan in refine(cnn(), first, "latency"))
+    assert all(plan.name.startswith("int8, rest float16") for plan in refine(features(cnn()), first, "size"))
+    assert not any(plan.name.startswith("int8, rest") for plan in refine(features(cnn()), first, "latency"))
 
 
 def test_refine_without_a_static_plan() -> None:
-    plans = by_name(propose(encoder(), onnxruntime, "latency"))
+    plans = by_name(propose(features(encoder()), onnxruntime, "latency"))
     first = [tried(plans["dynamic int8"], 3.0), Candidate(plans["int8 products"], error="no")]
-    assert refine(encoder(), first) == ()
-    assert refine(cnn(), [tried(plans["dynamic int8"], 3.0)]) == ()
+    assert refine(features(encoder()), first) == ()
+    assert refine(features(cnn()), [tried(plans["dynamic int8"], 3.0)]) == ()
 
 
 def test_of_equally_fast_plans_the_truest_is_varied() -> None:
-    plans = by_name(propose(cnn(), onnxruntime, "latency"))
+    plans = by_name(propose(features(cnn()), onnxruntime, "latency"))
     first = [tried(plans["int8"], 2.02, snr_db=19), tried(plans["int8, stem in float"], 2.0, snr_db=25)]
-    assert all(plan.name.startswith("int8, stem in float") for plan in refine(cnn(), first))
+    assert all(plan.name.startswith("int8, stem in float") for plan in refine(features(cnn()), first))
 
 
 def test_the_truest_is_varied_too_where_the_fastest_breaks_the_floor() -> None:
-    plans = by_name(propose(cnn(), onnxruntime, "latency"))
+    plans = by_name(propose(features(cnn()), onnxruntime, "latency"))
     stem = tried(plans["int8, stem in float"], 1.5, snr_db=25)
-    kept = refine(cnn(), [tried(plans["int8"], 3.0, snr_db=19), stem])
-    broken = refine(cnn(), [tried(plans["int8"], 3.0, snr_db=19, met=False), stem])
+    kept = refine(features(cnn()), [tried(plans["int8"], 3.0, snr_db=19), stem])
+    broken = refine(features(cnn()), [tried(plans["int8"], 3.0, snr_db=19, met=False), stem])
     assert not any(plan.name.startswith("int8, stem") for plan in kept)
     assert len(broken) == 2 * len(kept)
 
 
 def test_the_leader_of_all_is_polished_at_last() -> None:
-    plans = by_name(propose(cnn(), onnxruntime, "latency"))
+    plans = by_name(propose(features(cnn()), onnxruntime, "latency"))
     first = [tried(plans["int8"], 2.0), tried(plans["int8, stem in float"], 2.5), Candidate(plans["float"], error="no")]
-    (last,) = polish(cnn(), first)
+    (last,) = polish(features(cnn()), first)
     assert last.name == "int8, stem in float, biases in order"
     assert step(last, "correct_bias").config == {"statistics": "sequential"}
-    assert polish(cnn(), [*first, tried(last, 2.5, snr_db=40.0)]) == ()
+    assert polish(features(cnn()), [*first, tried(last, 2.5, snr_db=40.0)]) == ()
 
 
 def test_nothing_is_polished_that_has_no_biases_to_correct() -> None:
-    plans = by_name(propose(encoder(), onnxruntime, "latency"))
-    assert polish(encoder(), [tried(plans["int8 products"], 2.0)]) == ()
-    assert polish(cnn(), [tried(by_name(propose(cnn(), onnxruntime, "latency"))["dynamic int8"], 2.0)]) == ()
+    plans = by_name(propose(features(encoder()), onnxruntime, "latency"))
+    assert polish(features(encoder()), [tried(plans["int8 products"], 2.0)]) == ()
+    assert (
+        polish(features(cnn()), [tried(by_name(propose(features(cnn()), onnxruntime, "latency"))["dynamic int8"], 2.0)])
+        == ()
+    )

@@ -1,4 +1,4 @@
-"""Channels of activations: the largest magnitude of each over all samples, and whole rows of the first few samples."""
+"""Channels of activations: the largest magnitude of each over all samples, and whole rows of a few."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gossamer.runtimes.contract import Session
 from gossamer.runtimes.onnxruntime import open_session
 
 MOST_CALLS = 16
-ENOUGH_ROWS = 1024
+ENOUGH_ROWS = 2048
 ROWS_BYTES = 256_000_000
 
 
@@ -65,9 +65,9 @@ def channel_peaks(model: Model, names: Sequence[str], samples: Samples, threads:
 def activation_rows(
     model: Model, names: Sequence[str], samples: Samples, threads: int = 1
 ) -> dict[str, tuple[np.ndarray, ...]]:
-    """The first samples' activations in full, to try a quantizer on: the last axis counts the channels.
+    """Some samples' activations in full, to try a quantizer on: the last axis counts the channels.
 
-    At most 16 calls, fewer once every tensor has 1,024 rows or all of them together take 256 MB.
+    At most 16 calls, spread evenly, fewer once every tensor has 2,048 rows or all of them together take 256 MB.
 
     Returns:
         name -> an array (R, C) for each call.
@@ -80,10 +80,12 @@ def activation_rows(
     fetched = [name for name in dict.fromkeys(names) if name not in inputs]
     session = _open(model, fetched, threads)
     rows: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for count, batch in enumerate(samples.batches(session.static_batch or 1)):
+    size = session.static_batch or 1
+    spread = np.linspace(0, len(samples) - 1, min(len(samples), size * MOST_CALLS)).astype(int)
+    for batch in samples.take(spread).batches(size):
         total = sum(array.nbytes for arrays in rows.values() for array in arrays)
         fewest = min((sum(map(len, arrays)) for arrays in rows.values()), default=0)
-        if count == MOST_CALLS or total > ROWS_BYTES or fewest >= ENOUGH_ROWS:
+        if total > ROWS_BYTES or fewest >= ENOUGH_ROWS:
             break
         try:
             arrays = dict(zip(fetched, session.run(batch.feeds, fetched) if fetched else [], strict=True))

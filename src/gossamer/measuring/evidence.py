@@ -25,18 +25,21 @@ class Evidence:
         self.samples = samples
         self.threads = threads
         # by identity: graphs are not hashable by content. The model is kept, so its id is not given to another.
-        self._ranges: dict[int, tuple[Model, dict[str, Observed]]] = {}
+        self._ranges: dict[tuple[int, bool], tuple[Model, dict[str, Observed]]] = {}
         self._peaks: dict[int, tuple[Model, dict[str, np.ndarray]]] = {}
         self._rows: dict[int, tuple[Model, dict[str, tuple[np.ndarray, ...]]]] = {}
 
     def ranges(self, model: Model, names: Sequence[str], histogram: bool) -> dict[str, Observed]:
-        """What `observe` says of these tensors; only those not seen yet, or seen without histogram, cost a pass.
+        """What `observe` says of these tensors; only those not seen yet cost a pass.
+
+        What is said without the whole histogram does not depend on whether it is known, so that the same plan always
+        gives the same bytes.
 
         Raises:
             ModelError, DataError, CandidateError: see `observe`.
         """
-        _, known = self._ranges.setdefault(id(model), (model, {}))
-        missing = [n for n in names if n not in known or (histogram and known[n].counts is None)]
+        _, known = self._ranges.setdefault((id(model), histogram), (model, {}))
+        missing = [name for name in names if name not in known]
         if missing:
             known.update(observe(model, missing, self.samples, histogram, self.threads))
         return {name: known[name] for name in names}

@@ -26,7 +26,13 @@ class Mean(NamedTuple):
     samples: int
 
 
-def half_means(model: Model, names: Sequence[str], samples: Samples, threads: int = 1) -> dict[str, tuple[Mean, Mean]]:
+def half_means(
+    model: Model,
+    names: Sequence[str],
+    samples: Samples,
+    threads: int = 1,
+    kept: dict[str, list[np.ndarray]] | None = None,
+) -> dict[str, tuple[Mean, Mean]]:
     """The mean over the first axis of some outputs, for the even and for the odd samples, streaming.
 
     The first axis counts the samples, or the rows of one sample after those of the other. If it is no multiple of the
@@ -34,6 +40,7 @@ def half_means(model: Model, names: Sequence[str], samples: Samples, threads: in
 
     Args:
         names: outputs of the model, each (rows, O).
+        kept: to the lists of these outputs of the model, the arrays of each call are added, rows that fill up cut off.
 
     Returns:
         name -> (over even samples, over odd samples). A single sample serves as both.
@@ -45,12 +52,17 @@ def half_means(model: Model, names: Sequence[str], samples: Samples, threads: in
     size = session.static_batch or 1
     sums: dict[str, np.ndarray] = {}  # (2 halves, 2 powers, O)
     counts = dict.fromkeys(names, np.zeros(2))
+    wanted = list(dict.fromkeys((*names, *(kept or ()))))
     for batch in samples.batches(size):
-        kept = len(next(iter(batch.feeds.values())))
-        filled = np.minimum(np.arange(size), kept - 1)  # the last sample fills up a batch of fixed size
-        arrays = session.run({name: array[filled] for name, array in batch.feeds.items()}, names)
-        for name, array in zip(names, arrays, strict=True):
-            means_NO = sample_means(array, size)[:kept]
+        rows = len(next(iter(batch.feeds.values())))
+        filled = np.minimum(np.arange(size), rows - 1)  # the last sample fills up a batch of fixed size
+        feeds = {name: array[filled] for name, array in batch.feeds.items()}
+        arrays = dict(zip(wanted, session.run(feeds, wanted), strict=True))
+        for name, calls in (kept or {}).items():
+            whole = arrays[name]
+            calls.append(whole[:rows] if whole.ndim and len(whole) == size else whole)
+        for name in names:
+            means_NO = sample_means(arrays[name], size)[:rows]
             halves = (np.arange(len(means_NO)) + counts[name].sum()) % 2 == np.array([[0], [1]])
             sums[name] = sums.get(name, 0.0) + np.stack([halves @ means_NO, halves @ np.square(means_NO)], axis=1)
             counts[name] = counts[name] + halves.sum(axis=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,12 +18,16 @@ from gossamer.runtimes.onnxruntime import open_session
 
 BATCH_BYTES = 64_000_000  # of inputs and observed activations; twice this is held, as counting lags one batch behind
 LARGEST_BATCH = 16  # activations that nobody observes grow with the batch as well
+GLANCE = 32  # samples whose numbers are counted where the histogram need not be whole: enough for its outline
 
 
 def observe(
     model: Model, names: Sequence[str], samples: Samples, histogram: bool, threads: int = 1
 ) -> dict[str, Observed]:
-    """The extremes of every sample, and if asked the histogram, of some tensors of the main graph.
+    """The extremes of every sample and the histogram of some tensors of the main graph.
+
+    Counting takes longer than running many a network. So unless the whole histogram is asked for, only the numbers of
+    some 32 samples are counted, spread evenly; the extremes are always those of all.
 
     A model of fixed batch size gets exactly that; what pads the last batch is not observed. In a fixed batch above
     one, a tensor whose first axis is no multiple of the batch counts as one sample.
@@ -30,6 +35,7 @@ def observe(
     Args:
         names: float tensors: inputs of the graph or results of its nodes.
         samples: at least one, with an array for every input.
+        histogram: whether to count the numbers of all samples.
         threads: of the runtime; counting runs beside it on one more.
 
     Raises:
@@ -41,19 +47,24 @@ def observe(
     wanted = list(dict.fromkeys(names))
     inputs = {value.name for value in model.ir.graph.inputs}
     fetched = [name for name in wanted if name not in inputs]
-    tallies = {name: Tally(histogram) for name in wanted}
+    tallies = {name: _Tallies(Tally(histogram=False), Tally(histogram=True)) for name in wanted}
     session = open_session(_with_outputs(model, fetched), threads)
     size, fixed = _batch_size(session, fetched, samples)
+    every, done = 1 if histogram else max(1, len(samples) // GLANCE), 0
     with ThreadPoolExecutor(max_workers=1) as counter:
-        counted = counter.submit(_count, {}, {}, 0, 1)  # nothing yet
+        counted = counter.submit(_count, {}, {}, 1, slice(0))  # nothing yet
         for batch in samples.batches(size):
             feeds = _padded(batch.feeds, size) if fixed else batch.feeds
             arrays = feeds | _run(session, fetched, feeds)
             counted.result()
-            counted = counter.submit(_count, tallies, arrays, _rows(batch.feeds), _rows(feeds))
+            rows = _rows(batch.feeds)
+            counted = counter.submit(_count, tallies, arrays, _rows(feeds), slice(-done % every, rows, every))
+            done += rows
             del arrays  # the counter drops them one by one, and the runtime uses their memory again
         counted.result()
-    seen = {name: tally.result() for name, tally in tallies.items()}
+    seen = {
+        name: replace(tally.extremes.result(), counts=tally.counts.result().counts) for name, tally in tallies.items()
+    }
     for name, observed in seen.items():
         _check_finite(name, observed, samples)
     return seen
@@ -120,17 +131,26 @@ def _run(session: Session, fetched: Sequence[str], feeds: Mapping[str, np.ndarra
         raise CandidateError(f"onnxruntime fails on a batch of calibration samples: {line}") from error
 
 
-def _count(tallies: Mapping[str, Tally], arrays: dict[str, np.ndarray], kept: int, size: int) -> None:
-    """Take in the first `kept` of a batch's `size` samples; empties `arrays`."""
-    for name, tally in tallies.items():
+class _Tallies(NamedTuple):
+    """Of one tensor: of all samples, and of those whose numbers are counted."""
+
+    extremes: Tally
+    counts: Tally
+
+
+def _count(tallies: Mapping[str, _Tallies], arrays: dict[str, np.ndarray], size: int, chosen: slice) -> None:
+    """Take in a batch of `size` samples up to where `chosen` stops, and count the chosen; empties `arrays`."""
+    for name, (extremes, counts) in tallies.items():
         array = arrays.pop(name)
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
             kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
             raise ModelError(f"tensor {name!r} holds {kind}; ranges are of float tensors only")
-        if array.ndim == 0 or len(array) % size:
-            tally.add(array[None])  # no row for each sample: taken whole
+        if array.ndim == 0 or len(array) % size:  # no row for each sample: taken whole
+            rows, picked = array[None], slice(0, int(chosen.start < chosen.stop))
         else:
-            tally.add(array.reshape(size, -1 if array.size else 0)[:kept])
+            rows, picked = array.reshape(size, -1 if array.size else 0)[: chosen.stop], chosen
+        extremes.add(rows)
+        counts.add(rows[picked])
 
 
 def _check_finite(name: str, observed: Observed, samples: Samples) -> None:

@@ -10,12 +10,14 @@ import numpy as np
 import onnx_ir as ir
 
 from gossamer.graph.edit import add_initializer, fresh_name
+from gossamer.measuring.batches import Outputs
 from gossamer.measuring.means import Mean, half_means, joined
 from gossamer.nouns.model import Model
 from gossamer.nouns.samples import Samples
 
 Shifts = Mapping[str, np.ndarray]  # layer -> what its output is too high by, (O,)
 NO_SHIFTS: Shifts = MappingProxyType({})
+WIDE = 16  # channels: the runtime averages fewer one by one
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,22 @@ class Probe:
         return tuple(range(2, self.w.ndim)) if self.original.op_type == "Conv" else ()
 
 
-def mean_errors(reference: Model, probes: Sequence[Probe], samples: Samples, threads: int) -> list[tuple[Mean, Mean]]:
+def mean_errors(
+    reference: Model, probes: Sequence[Probe], samples: Samples, threads: int
+) -> tuple[list[tuple[Mean, Mean]], list[Outputs]]:
     """What each quantized layer's output is too high by, by channel, over even and over odd samples.
+
+    Returns:
+        The errors, and the float model's own outputs in batches of its fixed size, or else sample by sample.
 
     Raises:
         CandidateError: the runtime refuses the graph that measures.
     """
     twins = _Twins(reference, probes, NO_SHIFTS)
-    means = half_means(twins.model, twins.outputs, samples, threads)
-    return [means[name] for name in twins.outputs]
+    kept: dict[str, list[np.ndarray]] = {value.name or "": [] for value in reference.ir.graph.outputs}
+    means = half_means(twins.model, twins.outputs, samples, threads, kept)
+    outputs = [dict(zip(kept, arrays, strict=True)) for arrays in zip(*kept.values(), strict=True)]
+    return [means[name] for name in twins.outputs], outputs
 
 
 def error_powers(
@@ -91,21 +100,36 @@ class _Twins:
         self._graph = self.model.ir.graph
         self._nodes = {node.name: node for node in self._graph}
         for probe in probes:
-            y = self._quantized(probe)
             if not shifts:
-                self._give(probe, self._add("Sub", y, self._nodes[probe.name].outputs[0]))
+                self._give(probe, self._add("Sub", self._quantized_mean(probe), self._mean(probe, self._output(probe))))
                 continue
+            y = self._quantized(probe)
             shift_O = np.expand_dims(shifts[probe.name].astype(np.float32), [axis - 1 for axis in probe.position_axes])
             for twin in (y, self._add("Sub", y, self._constant(shift_O))):
                 error = self._add("Sub", *self._behind_activation(probe, twin))
-                self._give(probe, self._add("Mul", error, error))
+                self._give(probe, self._mean(probe, self._add("Mul", error, error)))
+
+    def _output(self, probe: Probe) -> ir.Value:
+        return self._nodes[probe.name].outputs[0]
 
     def _quantized(self, probe: Probe) -> ir.Value:
-        original = self._nodes[probe.name]
+        weights = self._constant(probe.w), self._constant(probe.bias_O)
+        return self._copy(self._nodes[probe.name], self._quantized_input(probe), *weights)
+
+    def _quantized_input(self, probe: Probe) -> ir.Value:
         scale, zero_point = self._constant(probe.input_scale), self._constant(probe.zero_point)
-        integer = self._add("QuantizeLinear", original.inputs[0], scale, zero_point)
-        real = self._add("DequantizeLinear", integer, scale, zero_point)
-        return self._copy(original, real, self._constant(probe.w), self._constant(probe.bias_O))
+        integer = self._add("QuantizeLinear", self._nodes[probe.name].inputs[0], scale, zero_point)
+        return self._add("DequantizeLinear", integer, scale, zero_point)
+
+    def _quantized_mean(self, probe: Probe) -> ir.Value:
+        """The twin's mean over positions: of its output, or what is the same, its output for the mean patch."""
+        pool = mean_patch(self._nodes[probe.name], self.model.ir.opset_imports.get("", 0))
+        if pool is None:
+            return self._mean(probe, self._quantized(probe))
+        patch = self._append(ir.node("AveragePool", [self._quantized_input(probe)], pool))
+        group = {"group": self._nodes[probe.name].attributes.get_int("group", 1)}
+        weights = [self._constant(probe.w), self._constant(probe.bias_O)]
+        return self._append(ir.node("Flatten", [self._append(ir.node("Conv", [patch, *weights], group))]))
 
     def _behind_activation(self, probe: Probe, twin: ir.Value) -> tuple[ir.Value, ir.Value]:
         """The twin's result and the original's."""
@@ -116,10 +140,11 @@ class _Twins:
             twin = known[original] = self._copy(node, *(known.get(value, value) for value in node.inputs))
         return twin, original
 
+    def _mean(self, probe: Probe, value: ir.Value) -> ir.Value:
+        """Over positions, (B, O)."""
+        return self._add("Flatten", self._add("GlobalAveragePool", value)) if probe.position_axes else value
+
     def _give(self, probe: Probe, error: ir.Value) -> None:
-        if probe.position_axes:
-            axes = self._constant(np.array(probe.position_axes, np.int64))
-            error = self._append(ir.node("ReduceMean", [error, axes], {"keepdims": 0}))
         error.dtype = ir.DataType.FLOAT
         self._graph.outputs.append(error)
         self.outputs.append(error.name or "")
@@ -137,3 +162,40 @@ class _Twins:
         node.outputs[0].name = node.name = fresh_name(self._graph, "twin")
         self._graph.append(node)
         return node.outputs[0]
+
+
+def mean_patch(node: ir.Node, opset: int) -> dict[str, list[int] | int] | None:
+    """The options of an AveragePool that gives the mean of all patches which a Conv multiplies with its filters.
+
+    The mean output is the filters' output for the mean patch, for a small part of the multiplications: of each place
+    of a filter, the mean over where it comes to lie. So its window is as large as the Conv's output, and its steps
+    are the Conv's dilation. None where the Conv is depthwise or reads few channels, and is as cheap itself, and where
+    the sizes are not known, or there is no such AveragePool.
+    """
+    if node.op_type != "Conv" or node.attributes.get_int("group", 1) > 1:
+        return None
+    sizes, (channels, *kernel) = (_known_sizes(node.inputs[0])[1:], _known_sizes(node.inputs[1]) or [0])
+    if channels < WIDE or len(sizes) != len(kernel):
+        return None
+    ones, zeros = [1] * len(sizes), [0] * len(sizes)
+    steps, dilations = node.attributes.get_ints("strides", ones), node.attributes.get_ints("dilations", ones)
+    pads = np.array(node.attributes.get_ints("pads", zeros * 2)).reshape(2, -1)
+    room = np.array(sizes) + pads.sum(axis=0) - np.multiply(dilations, np.subtract(kernel, 1)) - 1
+    window = room // steps + 1
+    pads[1] -= room % steps  # what the last step does not reach
+    padded_by_itself = node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET"
+    if padded_by_itself or (pads < 0).any() or (pads >= window).any() or (max(steps) > 1 and opset < 19):
+        return None
+    return {
+        "kernel_shape": window.tolist(),
+        "pads": pads.ravel().tolist(),
+        "strides": list(dilations),
+        "dilations": list(steps),
+        "count_include_pad": 1,
+    }
+
+
+def _known_sizes(value: ir.Value | None) -> list[int]:
+    """Of all axes but the first, those that are known."""
+    axes = () if value is None or value.shape is None else value.shape.dims[1:]
+    return [axis for axis in axes if isinstance(axis, int)]

@@ -50,6 +50,8 @@ NEEDS_SAMPLES = True
 STORES: tuple[str, ...] = ()
 
 SAMPLES = 64  # means settle early, as every sample has many positions
+FEWEST = 32  # of large samples, where 64, 32 and 16 did equally well
+NUMBERS = 1 << 21  # of inputs that are enough, if these are as many samples
 HELD_BYTES = 80_000_000  # of one graph's tensors at a cut
 TRIES = 7  # to find which fast corrections to keep: all, halves, quarters; more would pick by chance
 GROUPS = 8  # of layers in graph order, whose sequential corrections are kept or undone together
@@ -84,12 +86,12 @@ def requires(model: Model, config: Config, scope: Scope) -> None:
 def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None) -> Result:
     """Measure every quantized Conv and Gemm, correct those that gain.
 
-    At most 64 samples are used, spread evenly over the calibration split: time and memory do not grow with more. The
-    fast form takes one and a half passes with every layer computed two or three times, and at most 9 of the network
-    for the outputs. The sequential form adds three passes over each layer in both graphs, unfused, and 9 for the
-    outputs; but a part of a graph where the tensors at a cut are over 80 MB for all samples is computed again for every
-    level of layers in it. It holds up to three such cuts, 240 MB, besides the samples' inputs and one batch's tensors;
-    the fast form holds only the latter two.
+    At most 64 samples are used, 32 of large pictures, spread evenly over the calibration split: time and memory do not
+    grow with more. The fast form takes one and a half float passes, in the first of which the twins of most layers
+    cost next to nothing, and at most 8 integer passes for the outputs. The sequential form adds three passes over each
+    layer in both graphs, unfused, and 9 for the outputs; but a part of a graph where the tensors at a cut are over 80
+    MB for all samples is computed again for every level of layers in it. It holds up to three such cuts, 240 MB,
+    besides the samples' inputs and one batch's tensors; the fast form holds only the latter two.
 
     Raises:
         CandidateError: the runtime refuses a graph that measures.
@@ -99,8 +101,9 @@ def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None)
     if not probes or reference is None or evidence is None:
         return Result(model, False, ("correct_bias: no quantized convolution or Gemm",))
     case = _Case(model, reference, probes, _few(evidence.samples), evidence.threads)
-    judge = Judge(reference, case.samples, evidence.threads)
-    shifts = _at_once(case)
+    means, outputs = mean_errors(reference, probes, case.samples, evidence.threads)
+    judge = Judge(outputs, case.samples, evidence.threads)
+    shifts = _at_once(case, means)
     kept = _keep(model, probes, shifts, judge)
     if config.statistics == "sequential":
         kept, more = _in_order(case, kept, judge)
@@ -126,8 +129,11 @@ def ensures(before: Model, result: Result, config: Config) -> None:
 
 
 def _few(samples: Samples) -> Samples:
-    count = min(len(samples), SAMPLES)
-    return samples.take(np.arange(count) * len(samples) // max(count, 1))
+    if not len(samples):
+        return samples
+    numbers = sum(array.size for array in next(samples.take(np.arange(1)).batches(1)).feeds.values())
+    count = min(len(samples), SAMPLES, max(FEWEST, NUMBERS // max(1, numbers)))
+    return samples.take(np.arange(count) * len(samples) // count)
 
 
 def _second_half(samples: Samples) -> Samples:
@@ -201,16 +207,18 @@ def _gate(value: ir.Value, first: ir.Node, other: ir.Node) -> tuple[ir.Node, ...
 # --- fast -------------------------------------------------------------------------------------------------------------
 
 
-def _at_once(case: _Case) -> dict[str, np.ndarray]:
+def _at_once(case: _Case, means: Sequence[tuple[Mean, Mean]]) -> dict[str, np.ndarray]:
     """Each layer's shift with the float model's input in front of it; only those that hold on the second half."""
     _, reference, probes, samples, threads = case
-    means = mean_errors(reference, probes, samples, threads)
     tried = {p.name: shrunk(one) for p, (one, other) in zip(probes, means, strict=True) if _falls(shrunk(one), other)}
     if not tried:
         return {}
-    judged = [probe for probe in probes if probe.name in tried]
-    powers = error_powers(reference, judged, tried, _second_half(samples), threads)
-    better = {probe.name for probe, (old, new) in zip(judged, powers, strict=True) if new < old}
+    # without activation the squared error falls as its mean part does, which has been seen
+    judged = [probe for probe in probes if probe.name in tried and probe.chain]
+    better = tried.keys() - {probe.name for probe in judged}
+    if judged:
+        powers = error_powers(reference, judged, tried, _second_half(samples), threads)
+        better |= {probe.name for probe, (old, new) in zip(judged, powers, strict=True) if new < old}
     return {p.name: shrunk(joined(*both)) for p, both in zip(probes, means, strict=True) if p.name in better}
 
 

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
-from gossamer.arith.affine import quantize, weight_scales
+from gossamer.arith.affine import WEIGHT_LIMITS, quantize, weight_scales
 from gossamer.errors import CandidateError, OptionError
 from gossamer.graph.edit import add_node, constant, drop_unused, fresh_name, graph_of, shared_initializer, take_over
 from gossamer.graph.layers import Layer, bias_array, check_finite, layer_of, reads_table
@@ -36,10 +36,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         granularity: one weight scale an output column, or one a matrix.
+        weight_bits: 7 keeps within ±64, for processors that sum products of bytes in 16 bits.
         embeddings: also store the tables of Gather as int8.
     """
 
     granularity: Literal["channel", "tensor"] = "channel"
+    weight_bits: Literal[7, 8] = 8
     embeddings: bool = True
 
 
@@ -124,7 +126,7 @@ def _rewrite_product(layer: Layer, inputs: dict[ir.Value, tuple[ir.Value, ...]],
     if layer.channel_axis == 0:  # Gemm with transB: MatMulInteger has no transposed form
         w_KN = w_KN.T
     axis = 1 if config.granularity == "channel" else None
-    scale_N = weight_scales(w_KN, axis)
+    scale_N = weight_scales(w_KN, axis, limit=WEIGHT_LIMITS[config.weight_bits])
     stored_KN = quantize(w_KN, scale_N, np.zeros_like(scale_N, np.int8), axis)
     if x not in inputs:
         inputs[x] = _quantize_input(node, x)

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from gossamer.arith.affine import WeightBits, affine_parameters, dequantize, levels_of
 from gossamer.arith.bulk import grid_snr_db
-from gossamer.arith.clipping import Estimator, clip_range
+from gossamer.arith.clipping import Estimator, clip_range, needs_histogram
 from gossamer.arith.histogram import Observed
 from gossamer.errors import CandidateError, OptionError
 from gossamer.graph.edit import add_initializer, constant, drop_unused, take_over
@@ -175,7 +175,7 @@ def _add_grids(
     """Find the grids not known yet of the activations that get one of their own; returns those too coarse, and why."""
     names = [value.name or "" for value in layout.own if value.name not in grids and not _found(value, config)]
     coarse: dict[str, str] = {}
-    for name, observed in _observed(model, names, evidence).items():
+    for name, observed in _observed(model, names, evidence, needs_histogram(config.ranges)).items():
         if not observed.finite:
             coarse[name] = f"its activation {name!r} holds minus infinity, as a mask does, which is no integer"
             continue
@@ -190,13 +190,13 @@ def _add_grids(
     return coarse
 
 
-def _observed(model: Model, names: list[str], evidence: Evidence) -> dict[str, Observed]:
+def _observed(model: Model, names: list[str], evidence: Evidence, histogram: bool) -> dict[str, Observed]:
     """What was seen of these activations, of the float model's where they are the same by name, as that is known."""
     reference = _float_form(model)
     known = {value.name for value in reference.ir.graph.inputs}
     known |= {value.name for node in reference.ir.graph for value in node.outputs}
-    seen = evidence.ranges(reference, [name for name in names if name in known], histogram=True)
-    return seen | evidence.ranges(model, [name for name in names if name not in known], histogram=True)
+    seen = evidence.ranges(reference, [name for name in names if name in known], histogram)
+    return seen | evidence.ranges(model, [name for name in names if name not in known], histogram)
 
 
 def _float_form(model: Model) -> Model:

@@ -121,9 +121,8 @@ def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None)
     if not possible or evidence is None:
         return Result(model, False, notes)
     names = [group.x.name or "" for group in possible]
-    evidence.channel_peaks(model, names)  # all in one pass over the samples; kept for the questions below
-    if config.alpha is None:
-        evidence.activation_rows(model, names)
+    # all in one pass over the samples, and kept for the questions below
+    _ = evidence.activation_rows(model, names) if config.alpha is None else evidence.channel_peaks(model, names)
     smoothed = 0
     for group in reversed(possible):
         s_C = _scales(group, evidence, model, config)
@@ -205,14 +204,16 @@ def _listed(names: Sequence[str]) -> str:
 def _scales(group: Group, evidence: Evidence, model: Model, config: Config) -> np.ndarray:
     """What each channel is divided by, float64 (C,)."""
     name = group.x.name or ""
-    x_peak_C = evidence.channel_peaks(model, [name])[name]
     w_CO = np.concatenate([_weight(layer) for layer in group.layers], axis=1)
-    if x_peak_C.shape != w_CO.shape[:1]:  # no sample reached it
-        return np.ones(0)
     if config.alpha is not None:
+        x_peak_C = evidence.channel_peaks(model, [name])[name]
+        if x_peak_C.shape != w_CO.shape[:1]:  # no sample reached it
+            return np.ones(0)
         return scales(x_peak_C, np.abs(w_CO).max(axis=1, initial=0).astype(np.float64), config.alpha)
     parts = evidence.activation_rows(model, [name])[name]
-    return best_scales(parts, w_CO, x_peak_C, 0.0 if group.factors else PRODUCT_GAIN_DB)
+    if not sum(map(len, parts)):
+        return np.ones(0)
+    return best_scales(parts, w_CO, 0.0 if group.factors else PRODUCT_GAIN_DB)
 
 
 def _weight(layer: Layer) -> np.ndarray:

@@ -9,32 +9,33 @@ from collections.abc import Iterable
 from glob import escape
 
 from gossamer.nouns.budget import Minimize
-from gossamer.nouns.model import Model
 from gossamer.nouns.plan import ORIGINAL, Plan, Scope, Step, quantizing
-from gossamer.planning.features import Features, features
+from gossamer.planning.features import Features
 from gossamer.runtimes.contract import Runtime
 
+CLEAN = Plan("clean", (Step("fold_constants"), Step("fold_batchnorm")))  # what every plan begins with
 
-def propose(model: Model, runtime: Runtime, minimize: Minimize, weight_bits: int = 8) -> tuple[Plan, ...]:
+
+def propose(found: Features, runtime: Runtime, minimize: Minimize, weight_bits: int = 8) -> tuple[Plan, ...]:
     """The first round: the original, float made clean, and every integer layout the runtime gains from.
 
     Args:
+        found: of the model with its constants and norms folded, as plans quantize it.
         weight_bits: of weights that are multiplied with bytes: 7 where the target's processor sums in 16 bits.
     """
-    found = features(model)
     clean = prepare(found, runtime)
     plans = [Plan("float", clean)]
     if found.convolutions:
         plans += _with_convolutions(found, clean, runtime, weight_bits)
     if (found.products or found.tables) and runtime.FAST_DYNAMIC:
-        plans.append(Plan("dynamic int8", (*clean, Step("quantize_dynamic"))))
+        plans.append(Plan("dynamic int8", (*clean, Step("quantize_dynamic", _bits(weight_bits)))))
     if found.products and not found.convolutions:
         plans.append(_with_products(found, clean, runtime, weight_bits))
     if found.layer_norms:
         smoothed = [_smoothed(plan, clean) for plan in plans if quantizing(plan) is not None]
         plans += smoothed + [_with_form(plan, clean, form) for plan in smoothed for form in runtime.FAST_FORMS]
     if found.recurrent:
-        smaller = [_with_recurrent(plan, found, runtime) for plan in plans]
+        smaller = [_with_recurrent(plan, found, runtime, weight_bits) for plan in plans]
         plans = [plans[0], *smaller] if minimize == "size" else [*plans, *smaller]
     if minimize == "size":
         plans.append(Plan("float16", (*clean, Step("store_float16"))))
@@ -46,7 +47,7 @@ def propose(model: Model, runtime: Runtime, minimize: Minimize, weight_bits: int
 def prepare(found: Features, runtime: Runtime) -> tuple[Step, ...]:
     """The function-preserving steps that every plan begins with."""
     slow = [Step(method) for method in runtime.SLOW_FUSIONS] if found.layer_norms else []
-    return (Step("fold_constants"), Step("fold_batchnorm"), *slow)
+    return (*CLEAN.steps, *slow)
 
 
 def _with_convolutions(found: Features, clean: tuple[Step, ...], runtime: Runtime, weight_bits: int) -> list[Plan]:
@@ -71,7 +72,8 @@ def _with_products(found: Features, clean: tuple[Step, ...], runtime: Runtime, w
     """The matrix products of a net without convolutions, static; the dynamic pass is left with the tables alone."""
     config = {"activation": runtime.ACTIVATION, "operators": list(runtime.INTEGER_PRODUCTS), **_bits(weight_bits)}
     scope = Scope() if runtime.INTEGER_ATTENTION else Scope(skip=tuple(escape(node) for node in found.attention))
-    tables = (Step("quantize_dynamic"),) if found.tables and runtime.FAST_DYNAMIC else ()
+    rows = Step("quantize_dynamic", scope=Scope(only=tuple(escape(node) for node in found.tables)))
+    tables = (rows,) if found.tables and runtime.FAST_DYNAMIC else ()
     return Plan("int8 products", (*clean, Step("quantize_static", config, scope), Step("correct_bias"), *tables))
 
 
@@ -91,9 +93,9 @@ def _with_form(plan: Plan, clean: tuple[Step, ...], form: str) -> Plan:
     return Plan(f"{plan.name}, {form.replace('_', ' ')}", (*clean, Step(form), *plan.steps[len(clean) :]))
 
 
-def _with_recurrent(plan: Plan, found: Features, runtime: Runtime) -> Plan:
+def _with_recurrent(plan: Plan, found: Features, runtime: Runtime, weight_bits: int) -> Plan:
     """A plan whose recurrent layers are stored in integers, and multiplied in integers where that is faster."""
-    config = {"form": "fastest" if runtime.FAST_DYNAMIC else "cast"}
+    config = {"form": "fastest" if runtime.FAST_DYNAMIC and weight_bits == 8 else "cast"}
     scope = Scope(only=tuple(escape(name) for name in found.recurrent))
     return Plan(f"{plan.name}, recurrent int8", (*plan.steps, Step("quantize_weights", config, scope)))
 

@@ -30,7 +30,7 @@ class Features:
         narrow_stems: convolutions over at most four channels.
         first_blocks: these, with what follows them in depthwise nets.
         layer_norms: how many.
-        tables: there are look-ups of rows.
+        tables: look-ups of rows.
         recurrent: LSTM, GRU and RNN nodes.
         attention: products of two activations.
     """
@@ -41,7 +41,7 @@ class Features:
     narrow_stems: tuple[str, ...]
     first_blocks: tuple[str, ...]
     layer_norms: int
-    tables: bool
+    tables: tuple[str, ...]
     recurrent: tuple[str, ...]
     attention: tuple[str, ...]
 
@@ -57,7 +57,7 @@ def features(model: Model) -> Features:
         narrow_stems=tuple(layer.node.name or "" for layer in layers if is_narrow_stem(layer.node)),
         first_blocks=_first_blocks(layers),
         layer_norms=sum(node.op_type == "LayerNormalization" for node in nodes),
-        tables=any(reads_table(node) for node in nodes),
+        tables=tuple(node.name or "" for node in nodes if reads_table(node)),
         recurrent=tuple(node.name or "" for node in nodes if _is_recurrent(node)),
         attention=tuple(node.name or "" for node in nodes if is_product_of_activations(node)),
     )

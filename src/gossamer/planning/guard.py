@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from fnmatch import fnmatchcase
 from glob import escape
 
 import msgspec
 
 from gossamer.nouns.budget import Minimize
 from gossamer.nouns.diagnosis import LayerBlame
-from gossamer.nouns.plan import Plan, Scope, Step, quantizing
+from gossamer.nouns.plan import ORIGINAL, Plan, Scope, Step, quantizing
 from gossamer.nouns.record import Candidate
 from gossamer.planning.choice import NEAR, SAME_SPEED, gain
 
@@ -17,22 +18,49 @@ LEAST_PRICE = 0.005  # shares of latency below this are noise
 
 
 def raised(plan: Plan, nodes: Collection[str]) -> Plan:
-    """The plan with these nodes taken out of its first quantizing step: in float, or in what a later step gives them.
+    """The plan with these nodes taken out of the step that quantizes them: in float, or in what a later step gives.
 
     Raises:
         ValueError: no step quantizes.
     """
-    at = quantizing(plan)
-    if at is None:
+    if quantizing(plan) is None:
         raise ValueError(f"{plan.name} does not quantize")
-    step = plan.steps[at]
-    if step.scope.only:
-        scope = Scope(only=tuple(name for name in step.scope.only if name not in nodes), skip=step.scope.skip)
-    else:
-        skip = dict.fromkeys((*step.scope.skip, *(escape(name) for name in nodes)))  # a scope holds patterns
-        scope = Scope(skip=tuple(skip))
-    steps = (*plan.steps[:at], msgspec.structs.replace(step, scope=scope), *plan.steps[at + 1 :])
-    return Plan(f"{plan.name}, {len(nodes)} layer{'s' if len(nodes) > 1 else ''} raised", steps)
+    steps = list(plan.steps)
+    for node in nodes:
+        at = _step_of(plan, node)
+        scope = steps[at].scope
+        skip = dict.fromkeys((*scope.skip, escape(node)))  # a scope holds patterns
+        steps[at] = msgspec.structs.replace(steps[at], scope=Scope(scope.only, tuple(skip)))
+    return Plan(f"{plan.name}, {len(nodes)} layer{'s' if len(nodes) > 1 else ''} raised", tuple(steps))
+
+
+def _step_of(plan: Plan, node: str) -> int:
+    """The quantizing step that names a node, or the first that takes all."""
+    steps = [(at, step) for at, step in enumerate(plan.steps) if step.method.startswith("quantize_")]
+    naming = [at for at, step in steps if any(fnmatchcase(node, pattern) for pattern in step.scope.only)]
+    return next(iter(naming or [at for at, step in steps if not step.scope.only] or [at for at, _ in steps]))
+
+
+def fewest(most: int, holds: Callable[[int], bool | None]) -> int:
+    """The smallest count from 1 to `most` that holds, asking of few: doubled until one does, then halved down.
+
+    Args:
+        holds: whether a count does, if so every larger one does too; None ends the search.
+
+    Returns:
+        The smallest that was found to hold; 0 if none was.
+    """
+    found, misses, count = most + 1, 0, 1
+    while misses + 1 < found and count <= most:
+        answer = holds(count)
+        if answer is None:
+            break
+        if answer:
+            found = count
+        else:
+            misses = count
+        count = min(2 * count, most) if found > most else (misses + found) // 2
+    return found if found <= most else 0
 
 
 def through_quantizing(plan: Plan) -> Plan:
@@ -65,7 +93,12 @@ def relief_by_price(blame: LayerBlame) -> float:
 
 
 def to_mend(tried: Sequence[Candidate], minimize: Minimize) -> Plan | None:
-    """The truest of the best quantizing plans that break the floor, if it would beat all that hold it."""
+    """The truest of the best quantizing plans that break the floor, if it would beat all that hold it.
+
+    None where even the original breaks it, as it may with `confident` and few samples.
+    """
+    if any(candidate.plan.name == ORIGINAL and not candidate.met for candidate in tried):
+        return None
     breaking = [candidate for candidate in tried if not candidate.met and quantizing(candidate.plan) is not None]
     worth = [candidate for candidate in breaking if worth_mending(candidate, tried, minimize)]
     best = max((gain(candidate, minimize) for candidate in worth), default=0.0)

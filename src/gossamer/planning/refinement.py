@@ -7,18 +7,17 @@ from collections.abc import Sequence
 import msgspec
 
 from gossamer.nouns.budget import Minimize
-from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Plan, Step
 from gossamer.nouns.record import Candidate
 from gossamer.planning.choice import leader
-from gossamer.planning.features import Features, features
+from gossamer.planning.features import Features
 
 RANGES = ("minmax", "percentile", "l2")  # entropy and the others were never the best on real nets
 IN_ORDER = Step("correct_bias", {"statistics": "sequential"})
 RANGES_OF_ENCODERS = ("minmax", "l2")  # clipping the outliers of a real encoder to a percentile cost 8 dB
 
 
-def refine(model: Model, tried: Sequence[Candidate], minimize: Minimize = "latency") -> tuple[Plan, ...]:
+def refine(found: Features, tried: Sequence[Candidate], minimize: Minimize = "latency") -> tuple[Plan, ...]:
     """The leading static plan with other ranges, with channels equalized, with other corrections and with none.
 
     Where even that one breaks the floor, the truest static plan is varied as well, though it be slower.
@@ -26,7 +25,6 @@ def refine(model: Model, tried: Sequence[Candidate], minimize: Minimize = "laten
     static = [c for c in tried if c.facts and any(step.method == "quantize_static" for step in c.plan.steps)]
     if not static:
         return ()
-    found = features(model)
     best = leader(static, minimize)
     truest = max(static, key=lambda candidate: candidate.facts.accuracy.snr_db if candidate.facts else 0.0)
     bases = [best] if best.met or truest is best else [best, truest]
@@ -45,14 +43,15 @@ def _variations(plan: Plan, found: Features) -> list[Plan]:
     return plans
 
 
-def polish(model: Model, tried: Sequence[Candidate], minimize: Minimize = "latency") -> tuple[Plan, ...]:
+def polish(found: Features, tried: Sequence[Candidate], minimize: Minimize = "latency") -> tuple[Plan, ...]:
     """The leading plan of all with its biases corrected in order: the statistics taken anew behind corrected layers.
 
     Only for depthwise nets, where errors add up over many narrow layers; it takes as long as several other candidates.
     """
-    best = leader([candidate for candidate in tried if candidate.facts], minimize).plan
+    alive = [candidate for candidate in tried if candidate.facts]
+    best = leader([candidate for candidate in alive if candidate.met] or alive, minimize).plan
     steps = tuple(IN_ORDER if step.method == "correct_bias" else step for step in best.steps)
-    if steps == best.steps or not features(model).depthwise:
+    if steps == best.steps or not found.depthwise:
         return ()
     return (Plan(f"{best.name}, biases in order", steps),)
 

@@ -40,6 +40,7 @@ class Case:
         candidates: all that were tried.
         operators: nodes of the original's main graph.
         model, data: as they would be written in a command.
+        options: further options of the command that made this, each with a blank in front.
         advice: a line about the preprocessing, empty where it seems right.
         layers, ranges, steps: see `Diagnosis`.
     """
@@ -54,6 +55,7 @@ class Case:
     model: str = "model.onnx"
     data: str = "DATA"
     advice: str = ""
+    options: str = ""
     layers: tuple[LayerBlame, ...] = ()
     ranges: tuple[RangeHistogram, ...] = ()
     steps: tuple[StepEffect, ...] = ()
@@ -290,7 +292,7 @@ def _again(case: Case, drop: float) -> str:
         f"gossamer compress {shlex.quote(case.model)} --data {shlex.quote(case.data)} --max-drop {per_mille / 10:g}%"
     )
     size = " --minimize size" if case.budget.minimize == "size" else ""
-    return f"{asked}{size}{' --confident' if case.budget.confident else ''}"
+    return f"{asked}{size}{' --confident' if case.budget.confident else ''}{case.options}"
 
 
 def _replay(case: Case) -> str:

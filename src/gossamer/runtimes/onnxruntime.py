@@ -10,15 +10,17 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 
 from gossamer.errors import CandidateError, ModelError
-from gossamer.nouns.model import PROTO_LIMIT_BYTES, Model, save, to_bytes
+from gossamer.nouns.model import Model, to_bytes
 from gossamer.runtimes.contract import Session
 
 NAME = "onnxruntime"
 VERSION: str = ort.__version__
 FLOAT = "float32"
+MAPPED_BYTES = 16_000_000  # weights beyond this are handed over in a file: as bytes they would be held four times
 
 ort.set_default_logger_severity(3)  # its warnings about unused initializers are not for the person at the terminal
 
@@ -42,11 +44,11 @@ def open_session(model: Model | Path, threads: int = 1, optimize: bool = True) -
     try:
         if isinstance(model, Path):
             handle = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        elif model.weight_bytes() < PROTO_LIMIT_BYTES:
+        elif model.weight_bytes() < MAPPED_BYTES:
             handle = ort.InferenceSession(to_bytes(model), options, providers=["CPUExecutionProvider"])
         else:
-            with tempfile.TemporaryDirectory() as folder:
-                save(model, Path(folder) / "model.onnx")
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # weights stay mapped
+                ir.save(model.ir, Path(folder) / "model.onnx", external_data="model.onnx.data")
                 handle = ort.InferenceSession(
                     str(Path(folder) / "model.onnx"), options, providers=["CPUExecutionProvider"]
                 )

@@ -57,7 +57,12 @@ def duration(text: str) -> float:
     return seconds
 
 
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.", show_default=False)]
+ModelPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL", help="An ONNX file, or with their extras a Keras or TFLite file.", show_default=False
+    ),
+]
 Data = Annotated[
     str,
     typer.Option(

@@ -35,8 +35,8 @@ from gossamer.planning.refinement import polish, refine
 
 TRIAL_S = 0.8  # seconds of timing for a candidate
 BLAME_S = 60.0  # for finding the layers to blame
-FINAL_S = 6.0  # and for all that may be returned, in one race
-PROOF_S = 4.0  # and for the one that is
+FINAL_S = 4.0  # and for all that may be returned, in one race
+PROOF_S = 3.0  # and for the one that is
 ROOM_BYTES = 2_000_000_000  # of files that are open at once
 
 

@@ -90,14 +90,13 @@ def test_encoder_tries_dynamic_before_static() -> None:
 def test_the_runtime_says_what_it_profits_from() -> None:
     slow = runtime(FAST_DYNAMIC=False, INTEGER_OPERATORS=("Conv",))
     for model in (cnn(), encoder()):
-        assert not any(
-            s.method == "quantize_dynamic" for plan in propose(features(model), slow, "latency") for s in plan.steps
-        )
+        plans = propose(features(model), slow, "latency")  # rows of tables apart, which cost no runtime any time
+        assert not any(s.method == "quantize_dynamic" and not s.scope.only for plan in plans for s in plan.steps)
     config = step(by_name(propose(features(cnn()), slow, "latency"))["int8"], "quantize_static").config
     assert config == {"activation": "int8", "operators": ["Conv"], "free_float": ["Gemm"], "rounding": "sums"}
-    plans = by_name(propose(features(encoder()), slow, "latency"))
-    assert step(plans["int8 products"], "quantize_static").config["operators"] == ["Gemm"]
-    assert [s.method for s in plans["float"].steps] == ["fold_constants", "fold_batchnorm"]
+    named = by_name(propose(features(encoder()), slow, "latency"))
+    assert step(named["int8 products"], "quantize_static").config["operators"] == ["Gemm"]
+    assert [s.method for s in named["float"].steps] == ["fold_constants", "fold_batchnorm"]
 
 
 def test_attention_stays_in_float_where_integers_do_not_pay() -> None:

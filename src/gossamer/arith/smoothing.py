@@ -37,41 +37,58 @@ def soft_peaks(parts_RC: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def product_noise(
-    parts_RC: Sequence[np.ndarray], exact_RO: Sequence[np.ndarray], w_CO: np.ndarray, s_C: np.ndarray
+    parts_RC: Sequence[np.ndarray],
+    exact_RO: Sequence[np.ndarray],
+    w_CO: np.ndarray,
+    s_C: np.ndarray,
+    x_peak_C: np.ndarray | None = None,
 ) -> float:
     """Noise power of x @ w with both in 8 bits, x divided by s and w multiplied.
 
     Args:
-        parts_RC: activations, float32; each array has a range of its own, as one call of a dynamic quantizer has.
+        parts_RC: activations, float32; without `x_peak_C` each array has a range of its own, as one call of a dynamic
+            quantizer has.
         exact_RO: their exact products.
         w_CO: weights; each output channel has its own scale.
+        x_peak_C: of a static quantizer, whose one range reaches to the largest of them, divided by s.
     """
+    limit = None if x_peak_C is None else float((x_peak_C / s_C).max(initial=0))
     scaled_CO = np.asarray(w_CO, np.float32) * s_C[:, None].astype(np.float32)
     step_O = np.maximum(np.abs(scaled_CO).max(axis=0, initial=0) / 127, np.finfo(np.float32).tiny)
     rounded_CO = np.rint(scaled_CO / step_O) * step_O
     noise = 0.0
     for x_RC, y_RO in zip(parts_RC, exact_RO, strict=True):
-        error_RO = _rounded(x_RC / s_C.astype(np.float32)) @ rounded_CO - y_RO
+        error_RO = _rounded(x_RC / s_C.astype(np.float32), limit) @ rounded_CO - y_RO
         noise += float(np.einsum("ro,ro->", error_RO, error_RO, dtype=np.float64))
     return noise
 
 
-def best_scales(parts_RC: Sequence[np.ndarray], w_CO: np.ndarray, least_gain_db: float) -> np.ndarray:
-    """The scales of the exponent with the least noise; all 1 if none gains `least_gain_db` over leaving it alone."""
+def best_scales(
+    parts_RC: Sequence[np.ndarray], w_CO: np.ndarray, least_gain_db: float, static_peak_C: np.ndarray | None = None
+) -> np.ndarray:
+    """The scales of the exponent with the least noise; all 1 if none gains `least_gain_db` over leaving it alone.
+
+    Args:
+        static_peak_C: max|x| over all samples, if a static quantizer follows: what it must reach decides then. Without,
+            a dynamic one does, and soft peaks of the parts stand for the channels.
+    """
     w_peak_C = np.abs(w_CO).max(axis=1, initial=0).astype(np.float64)
     alone = np.ones(len(w_CO))
-    x_peak_C = soft_peaks(parts_RC)
+    x_peak_C = soft_peaks(parts_RC) if static_peak_C is None else static_peak_C
     exact_RO = [x_RC @ np.asarray(w_CO, np.float32) for x_RC in parts_RC]
     tried = [scales(x_peak_C, w_peak_C, alpha) for alpha in ALPHAS]
-    noises = [product_noise(parts_RC, exact_RO, w_CO, s_C) for s_C in tried]
+    noises = [product_noise(parts_RC, exact_RO, w_CO, s_C, static_peak_C) for s_C in tried]
     best = int(np.argmin(noises))
-    worth = noises[best] < product_noise(parts_RC, exact_RO, w_CO, alone) * 10 ** (-least_gain_db / 10)
+    before = product_noise(parts_RC, exact_RO, w_CO, alone, static_peak_C)
+    worth = noises[best] < before * 10 ** (-least_gain_db / 10)
     return tried[best] if worth else alone
 
 
-def _rounded(x: np.ndarray) -> np.ndarray:
-    """x in 256 steps between its extremes and zero."""
-    low, high = min(float(x.min(initial=0)), 0.0), max(float(x.max(initial=0)), 0.0)
+def _rounded(x: np.ndarray, limit: float | None = None) -> np.ndarray:
+    """x in 256 steps between its extremes and zero, or to either side of zero up to a limit."""
+    low, high = float(x.min(initial=0)), float(x.max(initial=0))
+    if limit is not None:  # a range of one sign, as behind a Gelu, keeps to its side
+        low, high = (-limit if -low > high / 16 else low), (limit if high > -low / 16 else high)
     step = (high - low) / 255
     if step <= 0:
         return x

@@ -70,7 +70,7 @@ def place(
     for node in graph:
         if node.op_type not in operators or not wanted(node):
             continue
-        found = _barred(node, barred) or _integer_form(node)
+        found = _barred(node, barred, free_float) or _integer_form(node)
         if isinstance(found, str):
             left[node.name or ""] = found
             continue
@@ -131,10 +131,10 @@ def _made_in(value: ir.Value, nodes: Collection[ir.Node]) -> bool:
     return source is not None and _made_in(source, nodes)
 
 
-def _barred(node: ir.Node, barred: Mapping[str, str]) -> str:
-    """Why a node cannot have the pairs it needs, or ""; matrix products need none on what they give."""
+def _barred(node: ir.Node, barred: Mapping[str, str], free_float: Collection[str]) -> str:
+    """Why a node cannot have the pairs it needs, or ""; who gives float for free needs none on what it gives."""
     needed = _activations(node)
-    if node.op_type not in ("Gemm", "MatMul"):
+    if node.op_type not in free_float:
         end = _activation_behind(node.outputs[0])
         needed = [*needed, node.outputs[0] if end is None else end.outputs[0]]
     return next((barred[value.name or ""] for value in needed if value.name in barred), "")

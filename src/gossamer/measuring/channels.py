@@ -14,7 +14,7 @@ from gossamer.runtimes.contract import Session
 from gossamer.runtimes.onnxruntime import open_session
 
 MOST_CALLS = 16
-ENOUGH_ROWS = 2048
+ENOUGH_ROWS = 1024
 ROWS_BYTES = 256_000_000
 
 
@@ -67,7 +67,7 @@ def activation_rows(
 ) -> dict[str, tuple[np.ndarray, ...]]:
     """Some samples' activations in full, to try a quantizer on: the last axis counts the channels.
 
-    At most 16 calls, spread evenly, fewer once every tensor has 2,048 rows or all of them together take 256 MB.
+    At most 16 calls, spread evenly, fewer once every tensor has 1,024 rows or all of them together take 256 MB.
 
     Returns:
         name -> an array (R, C) for each call.

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from math import prod
 from operator import mul
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -63,11 +63,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         alpha: 0 leaves all difficulty with the activations and evens out the weights, 1 does the reverse; null finds
             for each activation the one with the least noise in the products that read it.
+        ranges: whether the quantizer behind takes its range anew at each call or has one for all; the search for the
+            exponent asks.
         products: where no constant takes the scale, a Mul in front of the layers does; it costs a little time.
     """
 
     alpha: float | None = 0.5
     products: bool = False
+    ranges: Literal["dynamic", "static"] = "dynamic"
 
 
 class Factor(NamedTuple):
@@ -122,7 +125,10 @@ def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None)
         return Result(model, False, notes)
     names = [group.x.name or "" for group in possible]
     # all in one pass over the samples, and kept for the questions below
-    _ = evidence.activation_rows(model, names) if config.alpha is None else evidence.channel_peaks(model, names)
+    if config.alpha is None:
+        evidence.activation_rows(model, names)
+    if config.alpha is not None or config.ranges == "static":
+        evidence.channel_peaks(model, names)
     smoothed = 0
     for group in reversed(possible):
         s_C = _scales(group, evidence, model, config)
@@ -213,7 +219,8 @@ def _scales(group: Group, evidence: Evidence, model: Model, config: Config) -> n
     parts = evidence.activation_rows(model, [name])[name]
     if not sum(map(len, parts)):
         return np.ones(0)
-    return best_scales(parts, w_CO, 0.0 if group.factors else PRODUCT_GAIN_DB)
+    peak_C = evidence.channel_peaks(model, [name])[name] if config.ranges == "static" else None
+    return best_scales(parts, w_CO, 0.0 if group.factors else PRODUCT_GAIN_DB, peak_C)
 
 
 def _weight(layer: Layer) -> np.ndarray:

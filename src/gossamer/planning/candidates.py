@@ -73,13 +73,14 @@ def _with_products(found: Features, clean: tuple[Step, ...], runtime: Runtime, w
     config = {"activation": runtime.ACTIVATION, "operators": list(runtime.INTEGER_PRODUCTS), **_bits(weight_bits)}
     scope = Scope() if runtime.INTEGER_ATTENTION else Scope(skip=tuple(escape(node) for node in found.attention))
     rows = Step("quantize_dynamic", scope=Scope(only=tuple(escape(node) for node in found.tables)))
-    tables = (rows,) if found.tables and runtime.FAST_DYNAMIC else ()
+    tables = (rows,) if found.tables else ()  # rows in int8 cost no runtime any time
     return Plan("int8 products", (*clean, Step("quantize_static", config, scope), Step("correct_bias"), *tables))
 
 
 def _smoothed(plan: Plan, clean: tuple[Step, ...]) -> Plan:
     """The plan with outlier channels taken out of the activations first, which normalizations always leave."""
-    smooth = Step("smooth_activations", {"alpha": None, "products": True})
+    ranges = "static" if any(step.method == "quantize_static" for step in plan.steps) else "dynamic"
+    smooth = Step("smooth_activations", {"alpha": None, "products": True, "ranges": ranges})
     return Plan(f"{plan.name}, smoothed", (*clean, smooth, *plan.steps[len(clean) :]))
 
 

@@ -38,12 +38,14 @@ class Work:
     Attributes:
         transformer: whether a peer that asks what kind of network it gets is told so.
         max_drop: the floor; a network from seeds has an arg-max that hangs by a thread, and gets a generous one.
+        loose_drop: a second floor, where few samples make 1 % a matter of single ones; empty for none.
     """
 
     name: str
     folder: Path
     transformer: bool
     max_drop: str
+    loose_drop: str = ""
 
     @property
     def model(self) -> Path:
@@ -62,7 +64,8 @@ class Work:
 def work(name: str) -> Work:
     """A work of the gallery, made at first use."""
     folder = fetch.once(f"gallery/{name}", MAKERS[name])
-    return Work(name, folder, transformer=name == "minilm", max_drop="90%" if name in SEEDED else "1%")
+    floor, loose = ("90%", "") if name in SEEDED else ("1%", "6%" if name == "lite0" else "")
+    return Work(name, folder, transformer=name == "minilm", max_drop=floor, loose_drop=loose)
 
 
 def make_minilm(folder: Path) -> None:

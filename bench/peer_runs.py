@@ -66,15 +66,15 @@ def costs(work: Work, names: Sequence[str], samples: int) -> list[Run]:
     return [_peer(work, name, folder, data, data) for name in names]
 
 
-def ours(work: Work, runtime: str) -> Run:
+def ours(work: Work, runtime: str, max_drop: str) -> Run:
     """`gossamer compress MODEL --data D --max-drop 1%`; only the second runtime adds an option."""
     folder, _, _ = prepared(work)
-    out = folder / f"gossamer-{runtime}-{_code_digest()}"
+    out = folder / f"gossamer-{runtime}-{max_drop.strip('%')}-{_code_digest()}"
     facts = out.with_name(out.name + ".json")
     if not facts.exists():
-        words = ["compress", work.model, "--data", work.data, "--max-drop", work.max_drop, "-o", out, "--json"]
+        words = ["compress", work.model, "--data", work.data, "--max-drop", max_drop, "-o", out, "--json"]
         words += [] if runtime == "onnxruntime" else ["--runtime", runtime]
-        _tell(f"{work.name}: gossamer, {runtime}")
+        _tell(f"{work.name}: gossamer --max-drop {max_drop}, {runtime}")
         shutil.rmtree(out, ignore_errors=True)  # a run cut short would go on where it was, and look quick
         begin = time.perf_counter()
         done = subprocess.run(
@@ -84,12 +84,17 @@ def ours(work: Work, runtime: str) -> Run:
         )
         seconds = time.perf_counter() - begin
         if done.returncode not in (0, 3):  # not kept: the code may be mended without its digest changing
-            return Run("**gossamer**", None, seconds, 0, _last_line(done.stderr))
+            return Run(f"**gossamer --max-drop {max_drop}**", None, seconds, 0, _last_line(done.stderr))
         record = json.loads(done.stdout)
         kept = {"seconds": seconds, "peak_rss_bytes": record["peak_rss_bytes"], "note": _told(record)}
         facts.write_text(json.dumps(kept))
     kept = json.loads(facts.read_text())
-    return Run(f"**gossamer**: {kept['note']}", out / "model.onnx", kept["seconds"], kept["peak_rss_bytes"])
+    return Run(
+        f"**gossamer --max-drop {max_drop}**: {kept['note']}",
+        out / "model.onnx",
+        kept["seconds"],
+        kept["peak_rss_bytes"],
+    )
 
 
 @cache

@@ -75,7 +75,9 @@ def main() -> None:
 
 def compare(work: Work, runtime: str, rivals: list[str], seconds: float) -> tuple[dict[str, Row], list[Run]]:
     """Every file judged, the original first; and the runs that gave no file, or one that the runtime refuses."""
-    runs = {"float": Run("float", work.model, 0, 0), "gossamer": peer_runs.ours(work, runtime)}
+    runs = {"float": Run("float", work.model, 0, 0), "gossamer": peer_runs.ours(work, runtime, work.max_drop)}
+    if work.loose_drop:
+        runs["gossamer, loose"] = peer_runs.ours(work, runtime, work.loose_drop)
     runs |= peer_runs.peers(work, rivals)
     inputs, _ = work.judged_on()
     expected = outputs(work, work.model, inputs, "onnxruntime")
@@ -121,7 +123,11 @@ def print_table(work: Work, runtime: str, rows: dict[str, Row], failed: list[Run
         )
     for run in failed:
         print(f"| {run.name} | failed: {run.note} | | | | | | | {run.seconds:.0f} | |")
-    notes = [f"- {row.run.name}: {row.run.note}" for key, row in rows.items() if row.run.note and key != "gossamer"]
+    notes = [
+        f"- {row.run.name}: {row.run.note}"
+        for key, row in rows.items()
+        if row.run.note and not key.startswith("gossamer")
+    ]
     print("\n" + "".join(f"{note}\n" for note in notes), flush=True)
 
 
@@ -164,7 +170,7 @@ def summarised(work: Work, runtime: str, rows: dict[str, Row], labels: np.ndarra
     if labels is not None and len(original) >= 100:
         _, moved, low, high = paired(us.got, original, labels)
         change = f"{moved:+.3f} ({low:+.3f} to {high:+.3f})"
-    peers = [row for key, row in rows.items() if key not in ("float", "gossamer")]
+    peers = [row for key, row in rows.items() if key != "float" and not key.startswith("gossamer")]
     quick = [row for row in peers if row.timing.share <= 1.03 * us.timing.share]
     true = [row for row in peers if row.snr_db >= us.snr_db]
     said = [

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from tests.packaged import demo_in
 
 import gossamer
 from gossamer import blame, comparison, trials
@@ -36,12 +36,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the packaged network and 300 of its images."""
-    folder = tmp_path_factory.mktemp("demo")
-    (folder / "original.onnx").write_bytes(files("gossamer.demo").joinpath("original.onnx").read_bytes())
-    with files("gossamer.demo").joinpath("data.npz").open("rb") as file:
-        data = np.load(file)
-        np.savez(folder / "data.npz", image=data["image"][:300], labels=data["labels"][:300])
-    return folder
+    return demo_in(tmp_path_factory.mktemp("demo"), 300)
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from tests.packaged import demo_in
 
 import gossamer
 from gossamer import blame, trials
@@ -33,12 +33,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the packaged network and 120 of its images."""
-    folder = tmp_path_factory.mktemp("demo")
-    (folder / "original.onnx").write_bytes(files("gossamer.demo").joinpath("original.onnx").read_bytes())
-    with files("gossamer.demo").joinpath("data.npz").open("rb") as file:
-        data = np.load(file)
-        np.savez(folder / "data.npz", image=data["image"][:120], labels=data["labels"][:120])
-    return folder
+    return demo_in(tmp_path_factory.mktemp("demo"), 120)
 
 
 def test_int8_must_beat_what_the_runtime_makes_of_floats(demo: Path, tmp_path: Path) -> None:

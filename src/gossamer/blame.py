@@ -70,7 +70,7 @@ def blame(
     result = run_plan(bare, model, evidence, memo).model
     reference = result.reference or model
     count, suspects = _affordable(reference, evidence, feeds, budget_s, suspects)
-    few = evidence.samples.take(np.arange(min(len(evidence.samples), count)))
+    few = evidence.samples.first(count)
     found = _noise(reference, result, few)
     most = min(suspects, ROOM_BYTES // (2 * max(1, model.weight_bytes())))
     worst = sorted(found, key=lambda one: one.added_ratio, reverse=True)[:most]

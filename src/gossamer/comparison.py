@@ -9,8 +9,6 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-
 from gossamer.gate import baseline, judge, meets, open_original
 from gossamer.intake.binding import bind
 from gossamer.intake.normalise import normalise
@@ -85,7 +83,7 @@ def compare(
     before, after = read(original), read(result)
     facts = measure(before, after, data, data_options, metric, target)
     samples = bind(read_samples(data, data_options), open_session(before.path or before).inputs)
-    few = samples.take(np.arange(min(len(samples), LAYER_SAMPLES)))
+    few = samples.first(LAYER_SAMPLES)
     return Comparison(
         met=meets(facts.accuracy, Budget(max_drop)),
         artifact=str(result),

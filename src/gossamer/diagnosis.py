@@ -243,6 +243,6 @@ def _steps(stages: Sequence[_Stage], original: Baseline, latency_ms: float, end:
 
 def _noises(sessions: Sequence[Session], original: Baseline, most: int) -> list[float]:
     """Noise over signal of every session's outputs, on the same few samples."""
-    few = original.samples.take(np.arange(min(len(original.samples), STEP_SAMPLES, max(most, 4))))
+    few = original.samples.first(min(STEP_SAMPLES, max(most, 4)))
     truth = score(original.truth.session, few, SNR)
     return [score(session, few, SNR, truth).noise_ratio for session in sessions]

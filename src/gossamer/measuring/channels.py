@@ -35,18 +35,14 @@ def channel_peaks(model: Model, names: Sequence[str], samples: Samples, threads:
         DataError: a tensor held NaN or infinity; the text names it and the sample.
         CandidateError: the runtime refuses the model, or fails on a sample.
     """
-    inputs = {value.name for value in model.ir.graph.inputs}
-    fetched = [name for name in dict.fromkeys(names) if name not in inputs]
+    fetched = _made(model, names)
     session = _open(model, fetched, threads)
     peaks: dict[str, np.ndarray] = {name: np.zeros(0) for name in names}
     done = 0
     for batch in samples.batches(session.static_batch or 1):
-        try:
-            arrays = dict(zip(fetched, session.run(batch.feeds, fetched) if fetched else [], strict=True))
-        except Exception as error:  # onnxruntime raises a dozen unrelated types
-            raise CandidateError(f"onnxruntime fails on a calibration sample: {reason(error)}") from error
+        arrays = _tensors(session, fetched, batch.feeds)
         for name, known_C in peaks.items():
-            peak_C = _peaks(name, arrays[name] if name in arrays else batch.feeds[name])
+            peak_C = _peaks(name, arrays[name])
             if not np.isfinite(peak_C).all():
                 raise DataError(
                     f"tensor {name!r} is NaN or infinite on sample {samples.rows[done]} of {samples.source}, or on one "
@@ -76,8 +72,7 @@ def activation_rows(
         ModelError: there is no such tensor.
         CandidateError: the runtime refuses the model, or fails on a sample.
     """
-    inputs = {value.name for value in model.ir.graph.inputs}
-    fetched = [name for name in dict.fromkeys(names) if name not in inputs]
+    fetched = _made(model, names)
     session = _open(model, fetched, threads)
     rows: dict[str, list[np.ndarray]] = {name: [] for name in names}
     size = session.static_batch or 1
@@ -87,14 +82,24 @@ def activation_rows(
         fewest = min((sum(map(len, arrays)) for arrays in rows.values()), default=0)
         if total > ROWS_BYTES or fewest >= ENOUGH_ROWS:
             break
-        try:
-            arrays = dict(zip(fetched, session.run(batch.feeds, fetched) if fetched else [], strict=True))
-        except Exception as error:  # onnxruntime raises a dozen unrelated types
-            raise CandidateError(f"onnxruntime fails on a calibration sample: {reason(error)}") from error
+        arrays = _tensors(session, fetched, batch.feeds)
         for name, kept in rows.items():
-            array = arrays[name] if name in arrays else batch.feeds[name]
-            kept.append(array.reshape(-1, array.shape[-1]))
+            kept.append(arrays[name].reshape(-1, arrays[name].shape[-1]))
     return {name: tuple(kept) for name, kept in rows.items()}
+
+
+def _made(model: Model, names: Sequence[str]) -> list[str]:
+    """Those of the names that are no inputs."""
+    inputs = {value.name for value in model.ir.graph.inputs}
+    return [name for name in dict.fromkeys(names) if name not in inputs]
+
+
+def _tensors(session: Session, fetched: list[str], feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """One batch's inputs and what is computed of them, by name."""
+    try:
+        return feeds | dict(zip(fetched, session.run(feeds, fetched) if fetched else [], strict=True))
+    except Exception as error:  # onnxruntime raises a dozen unrelated types
+        raise CandidateError(f"onnxruntime fails on a calibration sample: {reason(error)}") from error
 
 
 def _open(model: Model, names: Sequence[str], threads: int) -> Session:

@@ -43,6 +43,10 @@ class Samples:
         """The samples at these positions of this set."""
         return replace(self, rows=self.rows[rows])
 
+    def first(self, count: int) -> Samples:
+        """At most so many, from the beginning of this set."""
+        return replace(self, rows=self.rows[:count])
+
     def batches(self, size: int) -> Iterator[Batch]:
         """Batches of at most `size` samples; a change of shape starts a new batch (ragged data is fine)."""
         pending: list[dict[str, np.ndarray]] = []

@@ -8,7 +8,7 @@ from onnx import helper
 from tests.passes.graphs import make, normal
 
 from gossamer import blame as module
-from gossamer.blame import blame
+from gossamer.blame import Timed, blame
 from gossamer.measuring.evidence import Evidence
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Plan, Step
@@ -18,7 +18,7 @@ from gossamer.runtimes import onnxruntime
 
 CHANNELS, LAYERS, LOUD = 8, 6, 3
 INT8 = Plan("int8", (Step("fold_constants"), Step("quantize_static"), Step("correct_bias")))
-FEEDS = {"x": normal(1, CHANNELS, 9, 9, seed=3)}
+TIMED = Timed(onnxruntime, 1, {"x": normal(1, CHANNELS, 9, 9, seed=3)})
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def evidence() -> Evidence:
 
 
 def test_every_integer_layer_is_listed_in_order_and_the_culprit_leads() -> None:
-    blames = blame(INT8, chain(1000.0), evidence(), onnxruntime, FEEDS, {})
+    blames = blame(INT8, chain(1000.0), evidence(), TIMED, {})
     assert [one.node for one in blames] == [f"conv{at}" for at in range(LAYERS)]
     assert [one.position for one in blames] == sorted(one.position for one in blames)
     worst = max(blames, key=lambda one: one.added_ratio)
@@ -58,13 +58,13 @@ def test_every_integer_layer_is_listed_in_order_and_the_culprit_leads() -> None:
 
 
 def test_only_the_suspects_are_restored() -> None:
-    blames = blame(INT8, chain(1000.0), evidence(), onnxruntime, FEEDS, {}, suspects=2)
+    blames = blame(INT8, chain(1000.0), evidence(), TIMED, {}, suspects=2)
     assert sum(one.restored_db is not None for one in blames) == 2
 
 
 def test_nothing_is_to_blame_where_nothing_is_quantized() -> None:
     plan = Plan("float", (Step("fold_constants"),))
-    assert blame(plan, chain(1.0), evidence(), onnxruntime, FEEDS, {}) == ()
+    assert blame(plan, chain(1.0), evidence(), TIMED, {}) == ()
 
 
 def test_dynamic_and_weight_only_steps_have_layers_to_blame_too() -> None:
@@ -75,9 +75,9 @@ def test_dynamic_and_weight_only_steps_have_layers_to_blame_too() -> None:
     ]
     net = make(nodes, ("n", 64), {"a": normal(64, 64), "b": normal(64, 32, seed=2)})
     samples = Evidence(samples_from_arrays({"x": normal(16, 64, seed=5)}))
-    feeds = {"x": np.zeros((1, 64), np.float32)}
+    timed = Timed(onnxruntime, 1, {"x": np.zeros((1, 64), np.float32)})
     for step in (Step("quantize_dynamic"), Step("quantize_weights", {"bits": 8, "form": "dequantize"})):
-        assert {one.node for one in blame(Plan("p", (step,)), net, samples, onnxruntime, feeds, {})} == {
+        assert {one.node for one in blame(Plan("p", (step,)), net, samples, timed, {})} == {
             "first",
             "second",
         }

@@ -17,8 +17,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from tests.quick import first_round_only, time_little
 
-from gossamer import cli, comparison, trials
+from gossamer import cli
 
 
 class Ended(NamedTuple):
@@ -33,11 +34,8 @@ Run = Callable[..., Ended]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command in this process, with little timing and the first round only."""
-    monkeypatch.setattr(trials, "TRIAL_S", 0.05)
-    monkeypatch.setattr(trials, "PROOF_S", 0.1)
-    monkeypatch.setattr(comparison, "PROOF_S", 0.1)
-    monkeypatch.setattr(trials, "refine", lambda *_: ())
-    monkeypatch.setattr(trials, "polish", lambda *_: ())
+    time_little(monkeypatch)
+    first_round_only(monkeypatch)
 
     def command(*words: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["gossamer", *map(str, words)])

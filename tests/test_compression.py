@@ -11,10 +11,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.packaged import demo_in
+from tests.quick import first_round_only, time_little
 
 import gossamer
-from gossamer import blame, comparison, trials
+from gossamer import trials
 from gossamer.errors import CandidateError
+from gossamer.measuring.latency import Timing
 from gossamer.nouns.record import record_from_json
 from gossamer.passes import quantize_static
 
@@ -24,13 +26,8 @@ OUTPUTS = {"model.onnx", "plan.yaml", "record.json", "report.html"}
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first round only, and little timing: nothing here depends on a close race."""
-    monkeypatch.setattr(trials, "TRIAL_S", 0.1)
-    monkeypatch.setattr(trials, "PROOF_S", 0.2)
-    monkeypatch.setattr(trials, "FINAL_S", 0.3)
-    monkeypatch.setattr(blame, "RACE_S", 0.3)
-    monkeypatch.setattr(comparison, "PROOF_S", 0.2)
-    monkeypatch.setattr(trials, "refine", lambda *_: ())
-    monkeypatch.setattr(trials, "polish", lambda *_: ())
+    time_little(monkeypatch)
+    first_round_only(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +40,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(demo: Path) -> Iterator[tuple[gossamer.Record, Path]]:
     """One run with part of the second round, shared by the tests that look at it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trials, "TRIAL_S", 0.1)
-        patch.setattr(trials, "PROOF_S", 0.2)
-        patch.setattr(trials, "FINAL_S", 0.3)
+        time_little(patch)
         whole = trials.refine
         patch.setattr(trials, "refine", lambda *given: whole(*given)[1:3])
         yield gossamer.compress(demo / "original.onnx", str(demo / "data.npz"), out=demo / "out"), demo / "out"
@@ -152,7 +147,7 @@ def test_a_choice_that_breaks_the_floor_on_verify_gives_way_to_the_next(
 
     def strict(path: Path, *rest: object) -> gossamer.Facts:
         facts = true_judge(path, *rest)  # type: ignore[arg-type]
-        if rest[-1] == trials.PROOF_S and not refused:
+        if rest[-1] == trials.PROOF and not refused:
             refused.append(path.name)
             return gossamer.Facts(_dropped(facts), facts.bytes, facts.latency_ms)
         return facts
@@ -220,7 +215,7 @@ def lenet(path: Path) -> Path:
 
 
 def test_lenet_is_left_in_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials, "TRIAL_S", 0.4)
+    monkeypatch.setattr(trials, "TRIAL", Timing(budget_s=0.4))
     images = np.random.default_rng(1).standard_normal((60, 1, 28, 28)).astype(np.float32)
     record = gossamer.compress(lenet(tmp_path / "lenet.onnx"), images, gossamer.Budget(0.05), tmp_path / "out")
     assert record.chosen in ("original", "float") and record.met

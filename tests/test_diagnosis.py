@@ -15,6 +15,7 @@ from gossamer.errors import CandidateError
 from gossamer.gate import Baseline, baseline, judge, open_original
 from gossamer.graph.edit import constant
 from gossamer.measuring.evidence import Evidence
+from gossamer.measuring.latency import Timing
 from gossamer.measuring.quality import choose_metric
 from gossamer.nouns.budget import Budget
 from gossamer.nouns.diagnosis import Diagnosis, LayerBlame
@@ -62,7 +63,7 @@ class Scene:
         self.result = run_plan(PLAN, self.model, self.evidence, self.memo).model
         save(self.result, folder / "result.onnx")
         metric = choose_metric(self.original.session, samples)
-        facts = judge(folder / "result.onnx", self.original, metric, (), 0.1)
+        facts = judge(folder / "result.onnx", self.original, metric, (), Timing(budget_s=0.1))
         splits = Splits(Split(20, ""), Split(20, ""), Split(20, ""), 0)
         tried = (Candidate(PLAN, facts, True),)
         self.case = Case(PLAN, facts, True, Budget(), splits, tried, operators=3)

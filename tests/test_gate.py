@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from gossamer.errors import CandidateError, ModelError
 from gossamer.gate import Baseline, baseline, check_types, judge, meets, open_original, unchanged
+from gossamer.measuring.latency import Timing
 from gossamer.measuring.quality import choose_metric
 from gossamer.nouns.budget import Budget
 from gossamer.nouns.facts import Accuracy
 from gossamer.nouns.samples import samples_from_arrays
 from gossamer.nouns.target import Target
 
+QUICK = Timing(budget_s=0.1)
 NET = '<ir_version: 10, opset_import: ["" : 21]>\nnet (float[N,4] x) => (float[N,3] y) '
 
 
@@ -42,7 +44,10 @@ def metric(original: Baseline):  # type: ignore[no-untyped-def]
 
 
 def test_the_original_against_itself_has_no_drop_and_no_gain(original: Baseline, tmp_path: Path) -> None:
-    for facts in (unchanged(original), judge(tmp_path / "original.onnx", original, metric(original), ("FLOAT",), 0.1)):
+    for facts in (
+        unchanged(original),
+        judge(tmp_path / "original.onnx", original, metric(original), ("FLOAT",), QUICK),
+    ):
         assert facts.accuracy.drop == 0 and facts.accuracy.n == 20
         assert facts.bytes.original == facts.bytes.result == (tmp_path / "original.onnx").stat().st_size
         assert 0.2 < facts.latency_ms.ratio < 5
@@ -50,27 +55,27 @@ def test_the_original_against_itself_has_no_drop_and_no_gain(original: Baseline,
 
 def test_a_promised_type_that_is_not_in_the_file_is_refused(original: Baseline, tmp_path: Path) -> None:
     with pytest.raises(CandidateError, match="promised INT8 weights, but holds 48 bytes of FLOAT"):
-        judge(tmp_path / "original.onnx", original, metric(original), ("INT8",), 0.1)
+        judge(tmp_path / "original.onnx", original, metric(original), ("INT8",), QUICK)
     check_types(tmp_path / "original.onnx", ("FLOAT",))
 
 
 def test_another_output_name_is_refused(original: Baseline, tmp_path: Path) -> None:
     other = write(tmp_path / "other.onnx", "{ z = MatMul(x, w) }", NET.replace("y)", "z)"))
     with pytest.raises(CandidateError, match="other names"):
-        judge(other, original, metric(original), (), 0.1)
+        judge(other, original, metric(original), (), QUICK)
 
 
 def test_nan_is_refused_naming_the_output(original: Baseline, tmp_path: Path) -> None:
     weights = {"w": np.ones((4, 3), np.float32), "minus": np.float32([-1e30])}
     bad = write(tmp_path / "bad.onnx", "{ a = MatMul(x, w)  b = Mul(a, minus)  y = Sqrt(b) }", **weights)
     with pytest.raises(CandidateError, match="'y'"):
-        judge(bad, original, metric(original), (), 0.1)
+        judge(bad, original, metric(original), (), QUICK)
 
 
 def test_a_file_that_does_not_open_is_refused(original: Baseline, tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"nothing")
     with pytest.raises(CandidateError, match="onnxruntime refuses the model"):
-        judge(tmp_path / "bad.onnx", original, metric(original), (), 0.1)
+        judge(tmp_path / "bad.onnx", original, metric(original), (), QUICK)
     with pytest.raises(ModelError, match="only a model that runs can be compressed"):
         open_original(tmp_path / "bad.onnx", Target())
 

@@ -87,7 +87,10 @@ def test_killed_at_random_moments_it_ends_all_the_same_and_repeats_nothing(tmp_p
     with files("gossamer.demo").joinpath("data.npz").open("rb") as file:
         data = np.load(file)
         np.savez(tmp_path / "data.npz", image=data["image"][:90], labels=data["labels"][:90])
-    short = "from gossamer import cli, trials; trials.TRIAL_S = trials.PROOF_S = 0.05; cli.main()"
+    short = (
+        "from gossamer import cli, trials; from gossamer.measuring.latency import Timing; "
+        "trials.TRIAL = trials.PROOF = Timing(budget_s=0.05); cli.main()"
+    )
     words = ["compress", "net.onnx", "--data", "data.npz", "-o", "out", "--max-drop", "20%"]
     command = [sys.executable, "-c", short, *words]
     journal = tmp_path / "out" / WORK / JOURNAL

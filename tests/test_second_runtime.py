@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 from tests.packaged import demo_in
+from tests.quick import first_round_only, time_little
 
 import gossamer
-from gossamer import blame, trials
 from gossamer.gate import baseline, open_original, unchanged
 from gossamer.measuring.quality import choose_metric
 from gossamer.nouns.samples import samples_from_arrays
@@ -23,11 +23,8 @@ OPENVINO = gossamer.Target("openvino")
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("TRIAL_S", 0.1), ("PROOF_S", 0.2), ("FINAL_S", 0.3)):
-        monkeypatch.setattr(trials, name, seconds)
-    monkeypatch.setattr(blame, "RACE_S", 0.3)
-    monkeypatch.setattr(trials, "refine", lambda *_: ())
-    monkeypatch.setattr(trials, "polish", lambda *_: ())
+    time_little(monkeypatch)
+    first_round_only(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from time import perf_counter
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -13,7 +14,7 @@ from gossamer.errors import CandidateError
 from gossamer.graph.edit import constant
 from gossamer.graph.placement import LAYERS, MOVERS
 from gossamer.measuring.evidence import Evidence
-from gossamer.measuring.latency import race
+from gossamer.measuring.latency import Timing, race
 from gossamer.measuring.layer_error import layer_errors
 from gossamer.measuring.noise import to_db
 from gossamer.measuring.quality import Metric, score
@@ -39,12 +40,19 @@ ROOM_BYTES = 1_000_000_000  # of weights of models that are open at once
 Move = tuple[str, ...]  # a suspect, and the nodes restored with it
 
 
+class Timed(NamedTuple):
+    """Where latency is measured, and with which batch."""
+
+    runtime: Runtime
+    threads: int
+    feeds: Feeds
+
+
 def blame(
     plan: Plan,
     model: Model,
     evidence: Evidence,
-    runtime: Runtime,
-    feeds: Feeds,
+    timed: Timed,
     memo: Memo,
     budget_s: float = 60.0,
     suspects: int = SUSPECTS,
@@ -57,7 +65,7 @@ def blame(
     Args:
         model: what the plan starts from.
         evidence: of the calibration split; the first 32 samples of it are used.
-        feeds: the batch that is timed.
+        timed: where latency is measured.
         memo: of the plan's run, so that what is known is not made again.
         budget_s: a slow model is looked at with fewer samples and fewer suspects, so that it takes about this long.
 
@@ -69,14 +77,14 @@ def blame(
     bare = through_quantizing(plan)
     result = run_plan(bare, model, evidence, memo).model
     reference = result.reference or model
-    count, suspects = _affordable(reference, evidence, feeds, budget_s, suspects)
-    few = evidence.samples.first(count)
-    found = _noise(reference, result, few)
+    count, suspects = _affordable(reference, evidence.threads, timed.feeds, budget_s, suspects)
+    few = Evidence(evidence.samples.first(count), evidence.threads)
+    found = _noise(reference, result, few.samples)
     most = min(suspects, ROOM_BYTES // (2 * max(1, model.weight_bytes())))
     worst = sorted(found, key=lambda one: one.added_ratio, reverse=True)[:most]
     moves = _moves(reference, [one.node for one in found], [one.node for one in worst])
-    race_s = min(RACE_S, budget_s / 4)
-    effects = _restore(bare, result, moves, model, evidence, runtime, feeds, memo, few, race_s)
+    raised_models = _raise(bare, moves, model, evidence, memo)
+    effects = _effects(model, {(): result, **raised_models}, few, timed, min(RACE_S, budget_s / 4))
     return tuple(_with_best(one, effects) for one in found)
 
 
@@ -90,9 +98,9 @@ def _with_best(one: LayerBlame, effects: Mapping[Move, tuple[float, float]]) -> 
     return max(tried, key=relief_by_price, default=one)
 
 
-def _affordable(reference: Model, evidence: Evidence, feeds: Feeds, budget_s: float, suspects: int) -> tuple[int, int]:
+def _affordable(reference: Model, threads: int, feeds: Feeds, budget_s: float, suspects: int) -> tuple[int, int]:
     """How many samples and suspects there is time for: each suspect is run on all samples, in up to two moves."""
-    session = onnxruntime.open_session(reference, evidence.threads)
+    session = onnxruntime.open_session(reference, threads)
     session.run(feeds)
     begin = perf_counter()
     session.run(feeds)
@@ -163,35 +171,30 @@ def _maker(value: ir.Value) -> ir.Node | None:
     return node
 
 
-def _restore(
-    plan: Plan,
-    result: Model,
-    moves: Sequence[Move],
-    model: Model,
-    evidence: Evidence,
-    runtime: Runtime,
-    feeds: Feeds,
-    memo: Memo,
-    samples: Samples,
-    race_s: float,
+def _raise(plan: Plan, moves: Sequence[Move], model: Model, evidence: Evidence, memo: Memo) -> dict[Move, Model]:
+    """The plan's result with each move's nodes in float."""
+    # a copy of the memo each: what is made here is needed once
+    return {move: run_plan(raised(plan, move), model, evidence, dict(memo)).model for move in moves}
+
+
+def _effects(
+    original: Model, results: Mapping[Move, Model], few: Evidence, timed: Timed, race_s: float
 ) -> dict[Move, tuple[float, float]]:
-    """Move -> dB that the outputs gain with those nodes in float, and latency then over latency now."""
-    if not moves:
-        return {}
-    truth = score(onnxruntime.open_session(model, evidence.threads), samples, Metric("snr"))
-    sessions: dict[Move, Session] = {(): runtime.open_session(result, evidence.threads)}
-    for move in moves:
-        try:  # a copy of the memo: what is made here is needed once
-            changed = run_plan(raised(plan, move), model, evidence, dict(memo))
-            sessions[move] = runtime.open_session(changed.model, evidence.threads)
+    """Move -> dB that the outputs gain with those nodes in float, and latency then over latency now, that of ()."""
+    truth = score(onnxruntime.open_session(original, few.threads), few.samples, Metric("snr"))
+    sessions: dict[Move, Session] = {}
+    for move, result in results.items():
+        try:
+            sessions[move] = timed.runtime.open_session(result, timed.threads)
         except CandidateError:  # the runtime may refuse a mixture; then there is nothing to gain by it
-            continue
+            if not move:
+                raise
     noise_db = {
-        move: min(MOST_DB, to_db(score(session, samples, Metric("snr"), truth).noise_ratio))
+        move: min(MOST_DB, to_db(score(session, few.samples, Metric("snr"), truth).noise_ratio))
         for move, session in sessions.items()
     }
     named = {str(move): session for move, session in sessions.items()}
-    times = race(named, feeds, evidence.threads, budget_s=race_s)
+    times = race(named, timed.feeds, timed.threads, Timing(budget_s=race_s, precision=0.005))
     return {
         move: (noise_db[move] - noise_db[()], float(np.median(np.divide(times[str(move)], times["()"]))))
         for move in sessions

@@ -27,7 +27,8 @@ from gossamer.intake.splits import split
 from gossamer.journal import Run, open_journal, workshop
 from gossamer.measuring.energy import energy
 from gossamer.measuring.evidence import Evidence
-from gossamer.measuring.machine import describe, peak_rss_bytes, sums_in_16_bits
+from gossamer.measuring.latency import PROOF
+from gossamer.measuring.machine import available_cores, describe, peak_rss_bytes, sums_in_16_bits
 from gossamer.measuring.quality import Metric, choose_metric, preprocessing_warning
 from gossamer.nouns.budget import Budget, check_budget
 from gossamer.nouns.diagnosis import Diagnosis
@@ -43,7 +44,9 @@ from gossamer.replay import evidence_from, read_plan, recorded_evidence
 from gossamer.report.findings import Case
 from gossamer.report.html import write_report
 from gossamer.runtimes.contract import find
-from gossamer.trials import PROOF_S, Bench, Outcome, Say, Trial, find_blame, try_all, verify_best
+from gossamer.trials import Bench, Outcome, Say, Trial, find_blame, try_all, verify_best
+
+LOOK_SHARE = 0.3  # of the search's time, for finding out why its result is as it is
 
 
 def silent(_: str) -> None:
@@ -91,7 +94,7 @@ def compress(
         tried, cut = try_all(bench)
         say("verifying the choice")
         outcome = verify_best(bench, tried)
-        diagnosis = None if cut else _diagnosis(bench, tried, outcome, source)
+        diagnosis = None if cut else _diagnosis(bench, tried, outcome, source, begin)
 
         staged, chosen = work / "result", outcome.trial.candidate.plan
         deliver(outcome.trial.path or bench.path, staged / "model.onnx", ours=outcome.trial.path is not None)
@@ -133,7 +136,7 @@ def _set_up(
     scoring = perf_counter()
     original = baseline(opened, path, select, rule)
     limit_s = inf if budget.time_limit_s is None else budget.time_limit_s
-    reserve_s = min(PROOF_S, limit_s / 5) + 2 * (perf_counter() - scoring) * len(verify) / len(
+    reserve_s = min(PROOF.budget_s, limit_s / 5) + 2 * (perf_counter() - scoring) * len(verify) / len(
         select
     )  # what verifying will take
     parts = tuple(Split(len(part), part.digest()) for part in (calibrate, select, verify))
@@ -148,10 +151,10 @@ def _set_up(
         budget=budget,
         select=original,
         verify=verify,
-        evidence=Evidence(calibrate, target.threads),
+        evidence=Evidence(calibrate, available_cores()),
         target=target,
         splits=Splits(parts[0], parts[1], parts[2], seed, optimistic),
-        calibration=Calibration(named, msgspec.to_builtins(options or {}), seed, target.threads, parts[0].digest),
+        calibration=Calibration(named, msgspec.to_builtins(options or {}), seed, available_cores(), parts[0].digest),
         notes=(*prepared.notes, *cast_notes(unbound, opened.reference.inputs)),
         say=say,
         deadline=begin + limit_s - reserve_s,
@@ -164,7 +167,7 @@ def _identity(rule: Metric) -> str:
     return rule.name if code is None else f"{rule.name} {sha256(Path(code.co_filename))}"
 
 
-def _diagnosis(bench: Bench, tried: list[Trial], outcome: Outcome, source: Model) -> Diagnosis | None:
+def _diagnosis(bench: Bench, tried: list[Trial], outcome: Outcome, source: Model, begin: float) -> Diagnosis | None:
     """Why the result is as it is; None where time is up."""
     if perf_counter() > bench.deadline:
         return None
@@ -184,8 +187,9 @@ def _diagnosis(bench: Bench, tried: list[Trial], outcome: Outcome, source: Model
         options=_words(bench),
     )
     try:
-        blames = find_blame(bench, chosen)
-        return diagnose(case, bench.model, bench.evidence, bench.memo, bench.select, blames)
+        look_s = LOOK_SHARE * (perf_counter() - begin)
+        blames = find_blame(bench, chosen, look_s / 2)
+        return diagnose(case, bench.model, bench.evidence, bench.memo, bench.select, blames, min(5.0, look_s / 2))
     except (Exception, KeyboardInterrupt) as error:  # what is known of a result must never cost the result
         bench.say(f"the look into the result ended early: {error or 'interrupted'}")
         return None

@@ -18,7 +18,7 @@ from gossamer.gate import Baseline
 from gossamer.graph.edit import constant
 from gossamer.graph.layers import layer_of
 from gossamer.measuring.evidence import Evidence
-from gossamer.measuring.latency import race
+from gossamer.measuring.latency import Timing, race
 from gossamer.measuring.metrics import Metric
 from gossamer.measuring.noise import to_db
 from gossamer.measuring.quality import score
@@ -229,7 +229,7 @@ def _steps(stages: Sequence[_Stage], original: Baseline, latency_ms: float, end:
     sessions = [original.runtime.open_session(stage.after, threads) for stage in stages]
     noises = _noises(sessions, original, int(0.3 * left_s / (latency_ms / 1000 * turns)))
     racing = {"original": original.session, **{str(place): session for place, session in enumerate(sessions)}}
-    times = race(racing, original.feeds, threads, budget_s=max(0.5, 0.5 * (end - perf_counter())))
+    times = race(racing, original.feeds, threads, Timing(budget_s=left_s / 2, precision=0.005))
     return tuple(
         StepEffect(
             stage.step,

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gossamer.errors import CandidateError, ModelError, OptionError
-from gossamer.measuring.latency import compare_latency
+from gossamer.measuring.latency import TRIAL, Timing, compare_latency
 from gossamer.measuring.machine import available_cores
 from gossamer.measuring.quality import Metric, Scores, compare, score
 from gossamer.nouns.budget import Budget
@@ -31,12 +31,14 @@ class Opened:
 
     Attributes:
         runtime: that the result is meant for.
-        session: opened there, as fast as it goes: the runtime may round floats.
-        reference: in float32, by onnxruntime; `session` itself where that is the runtime.
+        session: opened there, as fast as it goes: the runtime may round floats. It is timed.
+        scorer: the same with all processors, as outputs do not depend on their number.
+        reference: in float32, by onnxruntime; `scorer` itself where that is the runtime.
     """
 
     runtime: Runtime
     session: Session
+    scorer: Session
     reference: Session
 
 
@@ -83,8 +85,9 @@ def open_original(path: Path, target: Target) -> Opened:
         raise OptionError(f"threads is {threads}; allowed is 1 to {available_cores()}, the processors of this machine")
     try:
         session = runtime.open_session(path, threads)
-        reference = session if runtime is onnxruntime else onnxruntime.open_session(path, threads)
-        return Opened(runtime, session, reference)
+        scorer = runtime.open_session(path, available_cores())
+        reference = scorer if runtime is onnxruntime else onnxruntime.open_session(path, available_cores())
+        return Opened(runtime, session, scorer, reference)
     except CandidateError as error:
         raise ModelError(f"{path.name}: {error}; only a model that runs can be compressed") from error
 
@@ -99,18 +102,18 @@ def baseline(opened: Opened, path: Path, samples: Samples, metric: Metric) -> Ba
     repeats = opened.session.static_batch or 1
     feeds = {name: np.repeat(array, repeats, axis=0) for name, array in first.items()}
     truth = scores = score(opened.reference, samples, metric)
-    if opened.session is not opened.reference:
-        scores = score(opened.session, samples, metric, truth)
+    if opened.scorer is not opened.reference:
+        scores = score(opened.scorer, samples, metric, truth)
     return Baseline(opened, size_bytes(path), samples, scores, truth, feeds)
 
 
-def judge(path: Path, original: Baseline, metric: Metric, stores: Collection[str] = (), budget_s: float = 3.0) -> Facts:
+def judge(path: Path, original: Baseline, metric: Metric, stores: Collection[str], timing: Timing) -> Facts:
     """Measure an exported file against the original.
 
     Args:
         path: the file as it would be handed over.
         stores: tensor types (ONNX names) that it promises to hold.
-        budget_s: seconds for timing.
+        timing: for how long it is timed.
 
     Raises:
         CandidateError: it does not open or run, gives NaN, or lacks a promised type.
@@ -121,15 +124,17 @@ def judge(path: Path, original: Baseline, metric: Metric, stores: Collection[str
     ):
         raise CandidateError(f"{path.name}: inputs or outputs have other names than the original's")
     check_types(path, stores)
-    scores = score(session, original.samples, metric, original.truth)
-    latency = compare_latency(original.session, session, original.feeds, original.session.threads, budget_s=budget_s)
+    scorer = original.runtime.open_session(path, available_cores())
+    scores = score(scorer, original.samples, metric, original.truth)
+    del scorer  # before timing: its threads may still be spinning
+    latency = compare_latency(original.session, session, original.feeds, original.session.threads, timing)
     return Facts(compare(original.scores, scores), Bytes(original.size_bytes, size_bytes(path)), latency)
 
 
 def unchanged(original: Baseline) -> Facts:
     """The original against itself: timed in earnest, so that the record shows its latency, but not scored again."""
     session = original.session
-    latency = compare_latency(session, session, original.feeds, session.threads, budget_s=1.0)
+    latency = compare_latency(session, session, original.feeds, session.threads, TRIAL)
     accuracy = compare(original.scores, original.scores)
     return Facts(accuracy, Bytes(original.size_bytes, original.size_bytes), latency)
 

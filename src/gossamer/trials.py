@@ -10,12 +10,12 @@ from time import perf_counter
 
 import msgspec
 
-from gossamer.blame import blame
+from gossamer.blame import Timed, blame
 from gossamer.errors import CandidateError, OutputError
 from gossamer.gate import Baseline, baseline, judge, meets, unchanged
 from gossamer.journal import Entry, Journal
 from gossamer.measuring.evidence import Evidence
-from gossamer.measuring.latency import race, summarise
+from gossamer.measuring.latency import PROOF, TRIAL, Timing, race, summarise
 from gossamer.measuring.machine import sums_in_16_bits
 from gossamer.measuring.quality import Metric
 from gossamer.nouns.budget import Budget
@@ -33,10 +33,8 @@ from gossamer.planning.features import features
 from gossamer.planning.guard import culprits, fewest, raised, to_mend, worth_mending
 from gossamer.planning.refinement import polish, refine
 
-TRIAL_S = 0.8  # seconds of timing for a candidate
-BLAME_S = 60.0  # for finding the layers to blame
-FINAL_S = 4.0  # and for all that may be returned, in one race
-PROOF_S = 3.0  # and for the one that is
+BLAME_S = 60.0  # seconds for finding the layers to blame
+FINAL = Timing(budget_s=4.0, precision=0.005)  # of all that may be returned, in one race
 ROOM_BYTES = 2_000_000_000  # of files that are open at once
 
 
@@ -155,11 +153,10 @@ def _first_that_holds(ranked: list[Trial], original: Baseline, bench: Bench) -> 
     for trial in ranked:
         name = trial.candidate.plan.name
         try:
-            facts = (
-                unchanged(original)
-                if trial.path is None
-                else judge(trial.path, original, bench.metric, trial.stores, PROOF_S)
-            )
+            if trial.path is None:
+                facts = unchanged(original)
+            else:
+                facts = judge(trial.path, original, bench.metric, trial.stores, PROOF)
         except CandidateError as error:
             warnings.append(f"{name} passed the gate where it was chosen, but not on the verify split: {error}")
             continue
@@ -227,7 +224,7 @@ def _measure(plan: Plan, bench: Bench) -> Entry | None:
         digest = model_sha256(path)
         if digest in bench.finished:
             return None
-        facts = judge(path, bench.select, bench.metric, applied.stores, TRIAL_S)
+        facts = judge(path, bench.select, bench.metric, applied.stores, TRIAL)
     except OutputError:  # a full disk would end every other candidate too, and is the person's to mend
         raise
     except Exception as error:  # whatever one candidate meets, the others deserve their turn
@@ -267,11 +264,11 @@ def _guard(bench: Bench, tried: list[Trial]) -> None:
     fewest(len(order), holds)
 
 
-def find_blame(bench: Bench, plan: Plan) -> tuple[LayerBlame, ...]:
-    """The layers of a plan and what they cost, within a minute and the time that is left."""
-    budget_s = min(BLAME_S, bench.deadline - perf_counter())
-    shared = bench.select
-    return blame(plan, bench.model, bench.evidence, shared.runtime, shared.feeds, bench.memo, budget_s)
+def find_blame(bench: Bench, plan: Plan, budget_s: float = BLAME_S) -> tuple[LayerBlame, ...]:
+    """The layers of a plan and what they cost, within a minute, the budget and the time that is left."""
+    budget_s = min(BLAME_S, budget_s, bench.deadline - perf_counter())
+    timed = Timed(bench.select.runtime, bench.target.threads, bench.select.feeds)
+    return blame(plan, bench.model, bench.evidence, timed, bench.memo, budget_s)
 
 
 def _race(bench: Bench, tried: list[Trial]) -> list[Trial]:
@@ -282,12 +279,12 @@ def _race(bench: Bench, tried: list[Trial]) -> list[Trial]:
         return tried  # so large that their calls are long, and what was timed is not far off
     if len(paths) < 2:
         return tried
-    if perf_counter() + FINAL_S > bench.deadline:
+    if perf_counter() + FINAL.budget_s > bench.deadline:
         raise TimeUp
     bench.say(f"timing the {len(paths)} fastest in one race")
     threads = bench.target.threads
     sessions = {name: bench.select.runtime.open_session(path, threads) for name, path in paths.items()}
-    times = race({"": bench.select.session, **sessions}, bench.select.feeds, threads, budget_s=FINAL_S)
+    times = race({"": bench.select.session, **sessions}, bench.select.feeds, threads, FINAL)
     return [_timed(trial, times, bench) for trial in tried]
 
 

@@ -17,7 +17,7 @@ def outliers(seed: int, channels: int = 24, loud: float = 40.0) -> tuple[list[np
 
 
 def product_noise(parts_RC: list[np.ndarray], w_CO: np.ndarray, s_C: np.ndarray) -> float:
-    return noise_beside(parts_RC, [x_RC @ w_CO for x_RC in parts_RC], w_CO, s_C)
+    return noise_beside(parts_RC, np.concatenate(parts_RC) @ w_CO, w_CO, s_C)
 
 
 def peak(parts_RC: list[np.ndarray]) -> np.ndarray:

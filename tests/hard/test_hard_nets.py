@@ -12,9 +12,10 @@ import onnx
 import pytest
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
 from tests.hard.tasks import exact_lines
+from tests.quick import time_little
 
 import gossamer
-from gossamer import compression, trials
+from gossamer import trials
 from gossamer.intake.normalise import normalise
 from gossamer.intake.onnx_file import read
 from gossamer.nouns.model import Model
@@ -29,9 +30,7 @@ READER_METRIC = "tests.hard.tasks:exact_lines"
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Little timing: which candidate is faster by a few percent decides nothing here. And peers log a lot."""
-    monkeypatch.setattr(trials, "TRIAL_S", 0.1)
-    monkeypatch.setattr(trials, "PROOF_S", 0.2)
-    monkeypatch.setattr(compression, "PROOF_S", 0.2)
+    time_little(monkeypatch)
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)

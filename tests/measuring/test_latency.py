@@ -46,22 +46,41 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_turns_alternate(clock: Clock) -> None:
-    latency.race({name: clock.session(name, 7) for name in "abc"}, {}, rounds=4)
+    latency.race({name: clock.session(name, 7) for name in "abc"}, {}, timing=latency.Timing(rounds=4))
     turns = "".join(name for name, _ in groupby(clock.calls))
     # warm-up abc, then abc cba abc cba; neighbouring turns of one model read as one
     assert turns == "abc" + "abcbabcba"
 
 
-def test_a_turn_lasts_twenty_milliseconds(clock: Clock) -> None:
-    latency.race({"slow": clock.session("slow", 50), "quick": clock.session("quick", 6)}, {}, rounds=1)
-    assert clock.calls == (["slow"] + ["quick"] * 4) * 2
+@pytest.mark.parametrize(("threads", "calls"), [(1, 3), (2, 10)])  # five milliseconds, or twenty
+def test_a_turn_is_shorter_by_the_threads_own_clock(clock: Clock, threads: int, calls: int) -> None:
+    models = {"slow": clock.session("slow", 50), "quick": clock.session("quick", 2)}
+    other = type("Clock", (), {"__call__": lambda self: clock.now_s})()  # as real time and a thread's are two clocks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "perf_counter", other)
+        latency.race(models, {}, threads, timing=latency.Timing(rounds=1))
+    assert clock.calls == (["slow"] + ["quick"] * calls) * 2
+
+
+def test_it_ends_once_every_ratio_is_known(clock: Clock) -> None:
+    models = {"a": clock.session("a", 60), "b": clock.session("b", 30), "c": clock.session("c", 20)}
+    assert len(latency.race(models, {}, timing=latency.Timing(rounds=25, budget_s=99, precision=0.01))["a"]) == 5
+    assert len(latency.race(models, {}, timing=latency.Timing(rounds=25, budget_s=99))["a"]) == 25
+
+
+def test_a_ratio_that_wavers_is_timed_for_longer(clock: Clock) -> None:
+    wavering = clock.session("b", *([25, 35] * 13))
+    times = latency.race(
+        {"a": clock.session("a", 60), "b": wavering}, {}, timing=latency.Timing(rounds=20, budget_s=99, precision=0.01)
+    )
+    assert len(times["a"]) == 20
 
 
 def test_ratio_is_taken_within_rounds(clock: Clock) -> None:
     # the machine slows down threefold in the middle; both models feel it, the ratio does not
     original = clock.session("a", 36, 36, 36, 108, 108, 36)
     result = clock.session("b", 24, 24, 24, 72, 72, 24)
-    found = latency.compare_latency(original, result, {}, threads=1, rounds=5)
+    found = latency.compare_latency(original, result, {}, threads=1, timing=latency.Timing(rounds=5))
     assert [found.original, found.result] == pytest.approx([36, 24])
     assert [found.low, found.ratio, found.high] == pytest.approx([1.5, 1.5, 1.5])
     assert found.threads == 1
@@ -70,19 +89,23 @@ def test_ratio_is_taken_within_rounds(clock: Clock) -> None:
 
 def test_spread_is_the_tenth_and_ninetieth_percentile(clock: Clock) -> None:
     result = clock.session("b", 25, *(25 + extra for extra in range(11)))
-    found = latency.compare_latency(clock.session("a", 60), result, {}, rounds=11)
+    found = latency.compare_latency(clock.session("a", 60), result, {}, timing=latency.Timing(rounds=11))
     ratios = [60 / (25 + extra) for extra in range(11)]
     assert found.low == pytest.approx(np.percentile(ratios, 10))
     assert found.high == pytest.approx(np.percentile(ratios, 90))
 
 
 def test_budget_ends_it_after_five_rounds(clock: Clock) -> None:
-    times = latency.race({"a": clock.session("a", 200), "b": clock.session("b", 100)}, {}, rounds=50, budget_s=0.5)
+    times = latency.race(
+        {"a": clock.session("a", 200), "b": clock.session("b", 100)}, {}, timing=latency.Timing(rounds=50, budget_s=0.5)
+    )
     assert len(times["a"]) == len(times["b"]) == 5
 
 
 def test_very_slow_models_are_not_timed_five_rounds(clock: Clock) -> None:
-    times = latency.race({"a": clock.session("a", 9000), "b": clock.session("b", 9000)}, {}, budget_s=3)
+    times = latency.race(
+        {"a": clock.session("a", 9000), "b": clock.session("b", 9000)}, {}, timing=latency.Timing(budget_s=3)
+    )
     assert [len(times[name]) for name in "ab"] == [1, 1]
 
 
@@ -110,8 +133,8 @@ def test_one_thread_is_timed_without_what_others_take() -> None:
 
     session = Session(Sleeping().run, {}, {}, 1, "none")
     if latency._clock(1) is not perf_counter:
-        assert latency.race({"a": session}, {}, threads=1, rounds=1)["a"][0] < 30
-    assert latency.race({"a": session}, {}, threads=2, rounds=1)["a"][0] > 30
+        assert latency.race({"a": session}, {}, threads=1, timing=latency.Timing(rounds=1))["a"][0] < 30
+    assert latency.race({"a": session}, {}, threads=2, timing=latency.Timing(rounds=1))["a"][0] > 30
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no pinning")

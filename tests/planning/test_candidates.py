@@ -82,7 +82,7 @@ def test_encoder_tries_dynamic_before_static() -> None:
     fused = [f"{name}, fuse attention" for name in smoothed]
     assert list(plans) == [ORIGINAL, "float", "dynamic int8", "int8 products", *smoothed, *fused]
     methods = [step.method for step in plans[fused[0]].steps]
-    assert methods[2:] == ["split_skip_layernorm", "fuse_attention", "smooth_activations", "quantize_dynamic"]
+    assert methods[2:] == ["split_skip_layernorm", "smooth_activations", "fuse_attention", "quantize_dynamic"]
     assert [s.method for s in plans["float"].steps] == ["fold_constants", "fold_batchnorm", "split_skip_layernorm"]
     assert step(plans["int8 products"], "quantize_static").config["operators"] == ["Gemm", "MatMul"]
 

@@ -13,15 +13,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from time import get_clock_info, perf_counter, sleep, thread_time
+from typing import NamedTuple
 
 import numpy as np
 
 from gossamer.nouns.facts import Latency
 from gossamer.runtimes.contract import Session
 
-TURN_MS = 20.0  # a turn shorter than a scheduler's time slice would catch its noise
+TURN_MS = 20.0  # a turn shorter than a scheduler's time slice would catch its noise,
+OWN_TURN_MS = 5.0  # unless the clock counts the thread's own time only
 FEWEST_ROUNDS = 5
 PATIENCE = 4  # times the budget that the fewest rounds may take, if single calls are slow
+
+
+class Timing(NamedTuple):
+    """How long to time.
+
+    Attributes:
+        rounds: at most this many.
+        budget_s: stop after so many seconds, but not before five rounds unless those would take four times as long.
+        precision: stop, but not before five rounds, once every model's ratio to the first is known to this share of it.
+    """
+
+    rounds: int = 25
+    budget_s: float = 3.0
+    precision: float = 0.0
+
+
+TRIAL = Timing(budget_s=0.8, precision=0.02)  # enough to sort candidates,
+PROOF = Timing(budget_s=3.0, precision=0.004)  # and to tell the person
 
 
 def compare_latency(
@@ -29,8 +49,7 @@ def compare_latency(
     result: Session,
     feeds: Mapping[str, np.ndarray],
     threads: int = 1,
-    rounds: int = 25,
-    budget_s: float = 3.0,
+    timing: Timing = Timing(),  # noqa: B008
 ) -> Latency:
     """Time two models against each other on one batch.
 
@@ -39,10 +58,9 @@ def compare_latency(
 
     Args:
         feeds: input name -> array, as both sessions take them, batch axis included.
-        rounds: at most this many.
-        budget_s: stop after so many seconds, but not before five rounds unless those would take four times as long.
+        timing: for how long.
     """
-    times = race({"original": original, "result": result}, feeds, threads, rounds, budget_s)
+    times = race({"original": original, "result": result}, feeds, threads, timing)
     return summarise(times["original"], times["result"], threads, result.runtime)
 
 
@@ -64,13 +82,16 @@ def race(
     sessions: Mapping[str, Session],
     feeds: Mapping[str, np.ndarray],
     threads: int = 1,
-    rounds: int = 25,
-    budget_s: float = 3.0,
+    timing: Timing = Timing(),  # noqa: B008
 ) -> dict[str, list[float]]:
     """Time many models on one batch, in turns whose order alternates: A B C, C B A, A B C ...
 
-    In its turn a model is called until 20 ms have passed, once at least. Meanwhile the process is pinned to `threads`
-    processors, where the system allows, and garbage collection waits.
+    In its turn a model is called until 20 ms have passed (5 by the thread's own clock), once at least. Meanwhile the
+    process is pinned to `threads` processors, where the system allows, and garbage collection waits.
+
+    Args:
+        feeds: input name -> array, as all sessions take them, batch axis included.
+        timing: for how long.
 
     Returns:
         Session name -> one latency a round, in milliseconds: the median of the turn's calls. All lists are as long.
@@ -83,9 +104,11 @@ def race(
         for session in sessions.values():  # warm-up: the first calls allocate, and pack weights
             _turn(session, feeds, clock)
         begin = perf_counter()
-        for done in range(rounds):
-            spent_s = perf_counter() - begin
-            if spent_s > budget_s and (done >= FEWEST_ROUNDS or spent_s > PATIENCE * budget_s):
+        for done in range(timing.rounds):
+            spent_s, enough = perf_counter() - begin, done >= FEWEST_ROUNDS
+            if spent_s > timing.budget_s and (enough or spent_s > PATIENCE * timing.budget_s):
+                break
+            if timing.precision and enough and _uncertainty(list(times.values())) < timing.precision:
                 break
             for name in order:
                 times[name].append(_turn(sessions[name], feeds, clock))
@@ -93,11 +116,18 @@ def race(
     return times
 
 
+def _uncertainty(times: Sequence[Sequence[float]]) -> float:
+    """Half the width of a median's notch (McGill, Tukey and Larsen, 1978), of the ratio that is known least."""
+    ratios = np.divide(times[0], times[1:])
+    low, middle, high = np.percentile(ratios, [25, 50, 75], axis=1)
+    return float(np.max(1.57 * (high - low) / (middle * np.sqrt(len(times[0]))), initial=0.0))
+
+
 def _turn(session: Session, feeds: dict[str, np.ndarray], clock: Callable[[], float]) -> float:
     """The median latency of a turn's calls, in milliseconds."""
     call = session.call
     calls_ms: list[float] = []
-    left_ms = TURN_MS
+    left_ms = OWN_TURN_MS if clock is thread_time else TURN_MS
     while left_ms > 0:
         begin = clock()
         call(None, feeds)
@@ -170,12 +200,12 @@ def _set_affinity(thread: int, processors: set[int]) -> None:
 
 
 def _idlest(count: int) -> set[int]:
-    """Those processors, of the ones this process may use, that idled most in the last tenth of a second."""
+    """Those processors, of the ones this process may use, that idled most in 40 ms."""
     allowed = sorted(os.sched_getaffinity(0))
     if len(allowed) <= count:
         return set(allowed)
     before = _idle_ticks()
-    sleep(0.1)
+    sleep(0.04)
     after = _idle_ticks()
     idled = {processor: after.get(processor, 0) - before.get(processor, 0) for processor in allowed}
     return set(sorted(allowed, key=lambda processor: -idled[processor])[:count])

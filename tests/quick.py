@@ -20,4 +20,5 @@ def time_little(monkeypatch: pytest.MonkeyPatch) -> None:
 def first_round_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """No candidate that refines another."""
     monkeypatch.setattr(trials, "refine", lambda *_: ())
-    monkeypatch.setattr(trials, "polish", lambda *_: ())
+    monkeypatch.setattr(trials, "round_by_loss", lambda *_: ())
+    monkeypatch.setattr(trials, "correct_in_order", lambda *_: ())

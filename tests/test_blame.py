@@ -76,7 +76,7 @@ def test_dynamic_and_weight_only_steps_have_layers_to_blame_too() -> None:
     net = make(nodes, ("n", 64), {"a": normal(64, 64), "b": normal(64, 32, seed=2)})
     samples = Evidence(samples_from_arrays({"x": normal(16, 64, seed=5)}))
     timed = Timed(onnxruntime, 1, {"x": np.zeros((1, 64), np.float32)})
-    for step in (Step("quantize_dynamic"), Step("quantize_weights", {"bits": 8, "form": "dequantize"})):
+    for step in (Step("quantize_dynamic"), Step("constrain_weights", {"solver": "nearest", "form": "dequantize"})):
         assert {one.node for one in blame(Plan("p", (step,)), net, samples, timed, {})} == {
             "first",
             "second",

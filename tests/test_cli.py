@@ -363,3 +363,52 @@ def test_ctrl_c_in_the_shell_leaves_the_best_so_far(tmp_path: Path) -> None:
     assert record["interrupted"] and record["met"]
     assert onnx.load(tmp_path / "out/model.onnx").graph.node
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+
+
+def test_constrain_with_samples_measures_what_it_made(run: Run, good: tuple[Path, Path], tmp_path: Path) -> None:
+    model, samples = good
+    words = ("--constraint", "grid:4", "--layers", "conv*", "--max-drop", "100%")
+    ended = run("constrain", model, "--data", samples, *words, "-o", tmp_path / "out", "--json")
+    told = json.loads(ended.out)
+    assert ended.status == 0 and told["met"] and told["chosen"] == "grid:4"
+    assert told["bytes"]["result"] == (tmp_path / "out/model.onnx").stat().st_size < told["bytes"]["original"]
+    assert {one["plan"]["name"] for one in told["candidates"]} == {"original", "grid:4"}
+
+
+def test_constrain_without_samples_writes_a_model_and_a_plan(run: Run, good: tuple[Path, Path], tmp_path: Path) -> None:
+    for solver in ("nearest", "second_order"):
+        ended = run(
+            "constrain", good[0], "--constraint", "grid:4", "--solver", solver, "-o", tmp_path / solver, "--json"
+        )
+        told = json.loads(ended.out)
+        assert ended.status == 0
+        assert told["bytes"]["result"] == (tmp_path / solver / "model.onnx").stat().st_size
+        assert "constraint: grid:4" in (tmp_path / solver / "plan.yaml").read_text()
+    assert "second moments from" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--constraint", "gird:4"), "there is no 'gird'"),
+        (("--constraint", "grid:4", "--layers", "conv9"), "scope 'conv9' matches no node of net.onnx; did you mean"),
+        (("--constraint", "low_rank:99", "--layers", "dense"), "cannot put node 'dense' into low_rank:99"),
+        (("--constraint", "sparse:2:4", "--layers", "pool"), "GlobalAveragePool has no weight"),
+    ],
+)
+def test_a_constraint_that_cannot_be_is_one_line(
+    words: tuple[str, ...], told: str, run: Run, good: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for data_too in ((), ("--data", good[1])):
+        ended = run("constrain", good[0], *words, *data_too, "-o", tmp_path / "out")
+        assert ended.status == 2
+        assert told in ended.err.splitlines()[-1] and ended.err.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "told"),
+    [("--max-size", "3", "is no size"), ("--max-latency", "5", "is no share of the original's latency")],
+)
+def test_limits_that_are_none_are_refused(option: str, text: str, told: str, run: Run, good: tuple[Path, Path]) -> None:
+    ended = run("compress", good[0], "--data", good[1], option, text)
+    assert ended.status == 2 and told in " ".join(ended.err.replace("│", " ").split())

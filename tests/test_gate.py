@@ -15,7 +15,7 @@ from gossamer.gate import Baseline, baseline, check_types, judge, meets, open_or
 from gossamer.measuring.latency import Timing
 from gossamer.measuring.quality import choose_metric
 from gossamer.nouns.budget import Budget
-from gossamer.nouns.facts import Accuracy
+from gossamer.nouns.facts import Accuracy, Bytes, Facts, Latency
 from gossamer.nouns.samples import samples_from_arrays
 from gossamer.nouns.target import Target
 
@@ -82,8 +82,28 @@ def test_a_file_that_does_not_open_is_refused(original: Baseline, tmp_path: Path
 
 @given(st.floats(-1, 1), st.floats(0, 0.5), st.floats(0, 1))
 def test_the_floor_is_on_the_point_or_with_confidence_on_the_bound(drop: float, half: float, floor: float) -> None:
-    accuracy = Accuracy("top1", 1.0, 1.0 - drop, drop, drop - half, drop + half, 100, 20.0)
+    facts = measured(Accuracy("top1", 1.0, 1.0 - drop, drop, drop - half, drop + half, 100, 20.0))
     if abs(drop - floor) > 1e-6:
-        assert meets(accuracy, Budget(floor)) == (drop <= floor)
+        assert meets(facts, Budget(floor)) == (drop <= floor)
     if abs(drop + half - floor) > 1e-6:
-        assert meets(accuracy, Budget(floor, confident=True)) == (drop + half <= floor)
+        assert meets(facts, Budget(floor, confident=True)) == (drop + half <= floor)
+
+
+def measured(accuracy: Accuracy) -> Facts:
+    """Four times smaller and twice as fast."""
+    return Facts(accuracy, Bytes(4_000, 1_000), Latency(2.0, 1.0, 2.0, 1.9, 2.1, 1, "none"))
+
+
+@pytest.mark.parametrize(
+    ("limits", "kept"),
+    [
+        (Budget(max_bytes=1_000), True),
+        (Budget(max_bytes=999), False),
+        (Budget(max_size_ratio=0.25), True),
+        (Budget(max_size_ratio=0.24), False),
+        (Budget(max_latency_ratio=0.5), True),
+        (Budget(max_latency_ratio=0.49), False),
+    ],
+)
+def test_limits_are_of_the_file_and_of_its_latency(limits: Budget, kept: bool) -> None:
+    assert meets(measured(Accuracy("top1", 1.0, 1.0, 0.0, 0.0, 0.0, 100, 20.0)), limits) == kept

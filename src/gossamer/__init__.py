@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gossamer.comparison import compare, measure, verify
-    from gossamer.compression import apply, compress, plan
+    from gossamer.compression import apply, carry_out, compress, constraining, plan
     from gossamer.errors import GossamerError
     from gossamer.intake.onnx_file import load
     from gossamer.intake.samples import DataOptions
@@ -42,8 +42,10 @@ _HOME = {
     "Step": "nouns.plan",
     "Target": "nouns.target",
     "apply": "compression",
+    "carry_out": "compression",
     "compare": "comparison",
     "compress": "compression",
+    "constraining": "compression",
     "inspect": "measuring.inspection",
     "load": "intake.onnx_file",
     "load_torch": "intake.torch_module",
@@ -66,8 +68,10 @@ __all__ = [
     "Step",
     "Target",
     "apply",
+    "carry_out",
     "compare",
     "compress",
+    "constraining",
     "inspect",
     "load",
     "load_torch",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gossamer.intake.samples import DataOptions
+    from gossamer.nouns.budget import SizeLimit
     from gossamer.nouns.record import Record
 
 NOT_MET = 3
@@ -57,6 +58,26 @@ def duration(text: str) -> float:
     return seconds
 
 
+def size_limit(text: str) -> SizeLimit:
+    """`2MB`, or of the original's bytes `25%` or `4x`."""
+    from gossamer.nouns.budget import size_from_text
+
+    try:
+        return size_from_text(text)
+    except OptionError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def latency_share(text: str) -> float:
+    """`50%` or `2x` of the original's latency, both 0.5."""
+    from gossamer.nouns.budget import latency_from_text
+
+    try:
+        return latency_from_text(text)
+    except OptionError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 ModelPath = Annotated[
     Path,
     typer.Argument(
@@ -78,6 +99,24 @@ Drop = Annotated[
     typer.Option(parser=fraction, metavar="FRACTION", help="Largest allowed fall of the metric, absolute: 1% or 0.01."),
 ]
 Minimize = Annotated[Literal["latency", "size"], typer.Option(help="What the result should be best in.")]
+MaxSize = Annotated[
+    Any,
+    typer.Option(
+        parser=size_limit,
+        metavar="SIZE",
+        help="Largest allowed file: 2MB, or of the original 25%, 1/4 or '4x smaller'.",
+        show_default=False,
+    ),
+]
+MaxLatency = Annotated[
+    float | None,
+    typer.Option(
+        parser=latency_share,
+        metavar="SHARE",
+        help="Largest allowed latency, of the original's: 50%, 1/2 or '2x faster'.",
+        show_default=False,
+    ),
+]
 Confident = Annotated[
     bool, typer.Option("--confident", help="Demand the floor of the whole 95% interval, not of the point estimate.")
 ]
@@ -133,6 +172,8 @@ def compress(
     data: Data,
     max_drop: Drop = "1%",  # type: ignore[assignment]  # typer parses the default like a word
     minimize: Minimize = "latency",
+    max_size: MaxSize = None,
+    max_latency: MaxLatency = None,
     out: Out = Path("out"),
     confident: Confident = False,
     time_limit: TimeLimit = None,
@@ -161,7 +202,7 @@ def compress(
     Ctrl-C ends the search and returns the best so far. A run that was killed goes on where it was when the same command
     is given again.
 
-    Exit status: 0 the floor holds, 3 nothing meets it (the best is written all the same), 2 bad input.
+    Exit status: 0 the floor and the limits hold, 3 nothing meets them (the best is written all the same), 2 bad input.
 
     Examples:
 
@@ -170,6 +211,8 @@ def compress(
         gossamer compress model.onnx --data photos/ --size 224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
 
         gossamer compress encoder.onnx --data loader:sentences --minimize size
+
+        gossamer compress model.onnx --data val.npz --max-size 1/8
     """
     from gossamer.nouns.budget import Budget
     from gossamer.nouns.target import Target
@@ -178,9 +221,90 @@ def compress(
         from gossamer import compression
 
         options = data_options(size, resize, mean, std, scale, layout, channels)
-        budget = Budget(max_drop, minimize, confident, time_limit)
+        max_bytes, max_size_ratio = max_size or (None, None)
+        budget = Budget(max_drop, minimize, confident, time_limit, max_bytes, max_size_ratio, max_latency)
         target = Target(runtime, threads, instructions)
         record = compression.compress(model, data, budget, out, options, metric, seed, target, console.log_line)
+        console.finish(record, json)
+
+
+@app.command()
+def constrain(
+    model: ModelPath,
+    constraint: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="What form weights must take: grid:4, grid:4:group=64, sparse:0.7, sparse:2:4, codebook:16, "
+            "low_rank:32, shared, or two of them as sparse:0.5+grid:4.",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="DATA",
+            help="Samples, as for compress. Without any, nothing is scored, and second_order takes what it needs from "
+            "the model itself.",
+            show_default=False,
+        ),
+    ] = None,
+    solver: Annotated[
+        Literal["second_order", "nearest"],
+        typer.Option(help="Least loss to what each layer computes, or each weight for itself."),
+    ] = "second_order",
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Only these nodes (*, ?); may be repeated.", show_default=False),
+    ] = None,
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="Look at each layer behind those that are constrained already.")
+    ] = False,
+    max_drop: Drop = "1%",  # type: ignore[assignment]
+    out: Out = Path("out"),
+    metric: Metric = None,
+    seed: Seed = 0,
+    threads: Threads = 1,
+    runtime: Runtime = "onnxruntime",
+    size: Size = None,
+    resize: Resize = None,
+    mean: Mean = "",
+    std: Std = "",
+    scale: Scale = None,
+    layout: Layout = "nchw",
+    channels: Channels = "rgb",
+    json: Json = False,
+) -> None:
+    """Move the weights of MODEL into a form: few bits, zeros, shared values, low rank. No search, training or labels.
+
+    With samples FOLDER holds what `compress` leaves, measured in the same way; without, `model.onnx` and `plan.yaml`.
+
+    Exit status: 0 the floor holds, 3 it does not (the result is written all the same), 2 bad input.
+
+    Examples:
+
+        gossamer constrain model.onnx --data val.npz --constraint grid:4 -o out/
+
+        gossamer constrain model.onnx --constraint sparse:2:4 --solver nearest --layers 'block4.*'
+    """
+    from gossamer.nouns.budget import Budget
+    from gossamer.nouns.model import write_file
+    from gossamer.nouns.target import Target
+
+    with reporting() as console:
+        from gossamer import compression
+
+        plan = compression.constraining(constraint, solver, tuple(layers or ()), sequential, data is not None)
+        if data is None:
+            write_file(out / "plan.yaml", plan.to_yaml().encode())
+            write_applied(out / "plan.yaml", model, None, out, console, json)
+            return
+        options = data_options(size, resize, mean, std, scale, layout, channels)
+        target = Target(runtime, threads)
+        record = compression.carry_out(
+            plan, model, data, Budget(max_drop, "size"), out, options, metric, seed, target, console.log_line
+        )
         console.finish(record, json)
 
 
@@ -248,27 +372,7 @@ def apply(
 ) -> None:
     """Carry out PLAN on MODEL again, without searching. The same plan, model and samples give the same bytes."""
     with reporting() as console:
-        import msgspec
-
-        from gossamer import compression
-        from gossamer.delivery import check_not_input, deliver
-        from gossamer.nouns.model import save, size_bytes
-        from gossamer.replay import read_plan
-
-        target = out / "model.onnx"
-        result = compression.apply(plan, model, data)
-        check_not_input(model, out)
-        if result.path is not None and not result.reference and not read_plan(plan).steps:
-            deliver(result.path, target)  # the plan says: leave it as it is
-        else:
-            save(result, target)
-        written = size_bytes(target)
-        for note in result.notes:
-            console.log_line(note)
-        if json:
-            console.give(msgspec.json.encode({"artifact": str(target), "bytes": {"result": written}}))
-        else:
-            console.out.print(f"{target}: {written:,} bytes")
+        write_applied(plan, model, data, out, console, json)
 
 
 @app.command()
@@ -288,6 +392,31 @@ def demo(out: Out = Path("demo-out"), json: Json = False) -> None:
             write_file(out / name, files("gossamer.demo").joinpath(name).read_bytes())
         record = compression.compress(out / "original.onnx", str(out / "data.npz"), Budget(), out, say=console.log_line)
         console.finish(record, json)
+
+
+def write_applied(plan: Path, model: Path, data: str | None, out: Path, console: Terminal, json: bool) -> None:
+    """Carry out a plan that lies in a file, write the model, and say how large it is."""
+    import msgspec
+
+    from gossamer import compression
+    from gossamer.delivery import check_not_input, deliver
+    from gossamer.nouns.model import save, size_bytes
+    from gossamer.replay import read_plan
+
+    target = out / "model.onnx"
+    result = compression.apply(plan, model, data)
+    check_not_input(model, out)
+    if result.path is not None and not result.reference and not read_plan(plan).steps:
+        deliver(result.path, target)  # the plan says: leave it as it is
+    else:
+        save(result, target)
+    written = size_bytes(target)
+    for note in result.notes:
+        console.log_line(note)
+    if json:
+        console.give(msgspec.json.encode({"artifact": str(target), "bytes": {"result": written}}))
+    else:
+        console.out.print(f"{target}: {written:,} bytes")
 
 
 def data_options(

@@ -85,7 +85,7 @@ def compare(
     samples = bind(read_samples(data, data_options), open_session(before.path or before).inputs)
     few = samples.first(LAYER_SAMPLES)
     return Comparison(
-        met=meets(facts.accuracy, Budget(max_drop)),
+        met=meets(facts, Budget(max_drop)),
         artifact=str(result),
         accuracy=facts.accuracy,
         bytes=facts.bytes,
@@ -113,4 +113,4 @@ def verify(
         CandidateError: the file does not pass the gate.
     """
     check_budget(budget)
-    return meets(measure(original, result, data, data_options, metric, target).accuracy, budget)
+    return meets(measure(original, result, data, data_options, metric, target), budget)

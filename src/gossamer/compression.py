@@ -9,12 +9,13 @@ import dataclasses
 from math import inf
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec.structs import replace
 
 import gossamer
+from gossamer.constraints.contract import constraint_from_text
 from gossamer.delivery import check_not_input, deliver, publish, seen_from, writable_folder
 from gossamer.diagnosis import diagnose
 from gossamer.errors import GossamerError
@@ -34,19 +35,24 @@ from gossamer.nouns.budget import Budget, check_budget
 from gossamer.nouns.diagnosis import Diagnosis
 from gossamer.nouns.facts import Bytes, Energy
 from gossamer.nouns.model import Model, model_sha256, save, sha256, size_bytes, write_file
-from gossamer.nouns.plan import Calibration, Plan
+from gossamer.nouns.plan import Calibration, Plan, Scope, Step
+from gossamer.nouns.prediction import Forecast
 from gossamer.nouns.record import Record, Split, Splits
 from gossamer.nouns.target import Target
 from gossamer.passes.contract import run_plan
+from gossamer.planning.allocated import METHOD
 from gossamer.planning.candidates import CLEAN, propose
+from gossamer.planning.checking import forecast_of
 from gossamer.planning.features import features
+from gossamer.planning.ledger import SAMPLES
 from gossamer.replay import evidence_from, read_plan, recorded_evidence
 from gossamer.report.findings import Case
 from gossamer.report.html import write_report
 from gossamer.runtimes.contract import find
-from gossamer.trials import Bench, Outcome, Say, Trial, find_blame, try_all, verify_best
+from gossamer.trials import Bench, Outcome, Say, Trial, find_blame, try_all, try_one, verify_best
 
 LOOK_SHARE = 0.3  # of the search's time, for finding out why its result is as it is
+FORECAST_S = 10.0  # for holding each weight's prediction against measurement
 
 
 def silent(_: str) -> None:
@@ -94,20 +100,72 @@ def compress(
         tried, cut = try_all(bench)
         say("verifying the choice")
         outcome = verify_best(bench, tried)
-        diagnosis = None if cut else _diagnosis(bench, tried, outcome, source, begin)
+        return _hand_over(bench, tried, cut, outcome, source, folder, work, begin)
 
-        staged, chosen = work / "result", outcome.trial.candidate.plan
-        deliver(outcome.trial.path or bench.path, staged / "model.onnx", ours=outcome.trial.path is not None)
-        # the very file that is handed over, whichever it is
-        bench.select.runtime.open_session(staged / "model.onnx", target.threads)
-        if source.path is None:  # leave the file that the result was held against
-            deliver(bench.path, staged / "original.onnx")
-        calibration = replace(bench.calibration, data=seen_from(folder, bench.calibration.data))
-        write_file(staged / "plan.yaml", replace(chosen, calibration=calibration).to_yaml().encode())
-        record = _record(bench, tried, cut, outcome, diagnosis, staged / "model.onnx", folder, begin)
-        write_file(staged / "record.json", record.to_json())
-        write_report(record, staged / "report.html")
-        publish(staged, folder)
+
+def carry_out(
+    plan: Plan,
+    model: Any,
+    data: Any,
+    budget: Budget = Budget(),  # noqa: B008
+    out: str | Path = "out",
+    data_options: DataOptions | None = None,
+    metric: str | None = None,
+    seed: int = 0,
+    target: Target = Target(),  # noqa: B008
+    say: Say = silent,
+) -> Record:
+    """Carry out one plan, whatever becomes of the floor, and measure the result as `compress` does.
+
+    Args:
+        plan: see `constraining`, or written by hand.
+        budget: says whether the floor and the limits hold; nothing else is tried if not.
+
+    Returns:
+        What `record.json` holds.
+
+    Raises:
+        InputError: the model, the data, an option or the folder cannot be used.
+        CandidateError: the result fails.
+    """
+    begin = perf_counter()
+    check_budget(budget)
+    source, folder = read(model), writable_folder(out)
+    check_not_input(source.path, folder)
+    with workshop(folder) as work:
+        say("reading the model and the data")
+        bench = _set_up(source, data, budget, data_options, metric, seed, target, work, say, begin)
+        tried = try_one(bench, plan)
+        say("verifying the result")
+        outcome = verify_best(bench, tried[1:])
+        return _hand_over(bench, tried, "", outcome, source, folder, work, begin)
+
+
+def _hand_over(
+    bench: Bench,
+    tried: list[Trial],
+    cut: str,
+    outcome: Outcome,
+    source: Model,
+    folder: Path,
+    work: Path,
+    begin: float,
+) -> Record:
+    """The result and its proof in the folder, all at once."""
+    forecast = None if cut else _forecast(bench, outcome)
+    diagnosis = None if cut else _diagnosis(bench, tried, outcome, forecast, source, begin)
+    staged, chosen = work / "result", outcome.trial.candidate.plan
+    deliver(outcome.trial.path or bench.path, staged / "model.onnx", ours=outcome.trial.path is not None)
+    # the very file that is handed over, whichever it is
+    bench.select.runtime.open_session(staged / "model.onnx", bench.target.threads)
+    if source.path is None:  # leave the file that the result was held against
+        deliver(bench.path, staged / "original.onnx")
+    calibration = replace(bench.calibration, data=seen_from(folder, bench.calibration.data))
+    write_file(staged / "plan.yaml", replace(chosen, calibration=calibration).to_yaml().encode())
+    record = _record(bench, tried, cut, outcome, diagnosis, forecast, staged / "model.onnx", folder, begin)
+    write_file(staged / "record.json", record.to_json())
+    write_report(record, staged / "report.html")
+    publish(staged, folder)
     return record
 
 
@@ -167,7 +225,28 @@ def _identity(rule: Metric) -> str:
     return rule.name if code is None else f"{rule.name} {sha256(Path(code.co_filename))}"
 
 
-def _diagnosis(bench: Bench, tried: list[Trial], outcome: Outcome, source: Model, begin: float) -> Diagnosis | None:
+def _forecast(bench: Bench, outcome: Outcome) -> Forecast | None:
+    """What was expected of the weights, beside what came of them; None where none was constrained, or time is up."""
+    chosen = outcome.trial.candidate.plan
+    first = next((at for at, step in enumerate(chosen.steps) if step.method == METHOD), None)
+    left_s = bench.deadline - perf_counter()
+    if first is None or left_s < 0:
+        return None
+    bench.say("holding predictions against measurement")
+    try:
+        before = run_plan(replace(chosen, steps=chosen.steps[:first]), bench.model, bench.evidence, bench.memo).model
+        predicted = run_plan(chosen, bench.model, bench.evidence, bench.memo).predicted
+        few, snr_db = bench.select.samples.first(SAMPLES), outcome.facts.accuracy.snr_db
+        budget_s = min(FORECAST_S, left_s)
+        return forecast_of(predicted, bench.gains, before, bench.evidence, few, snr_db, budget_s)
+    except (Exception, KeyboardInterrupt) as error:  # what was expected of a result must never cost the result
+        bench.say(f"predictions were not checked: {error or 'interrupted'}")
+        return None
+
+
+def _diagnosis(
+    bench: Bench, tried: list[Trial], outcome: Outcome, forecast: Forecast | None, source: Model, begin: float
+) -> Diagnosis | None:
     """Why the result is as it is; None where time is up."""
     if perf_counter() > bench.deadline:
         return None
@@ -176,7 +255,7 @@ def _diagnosis(bench: Bench, tried: list[Trial], outcome: Outcome, source: Model
     case = Case(
         plan=chosen,
         facts=facts,
-        met=meets(facts.accuracy, bench.budget),
+        met=meets(facts, bench.budget),
         budget=bench.budget,
         splits=bench.splits,
         candidates=tuple(trial.candidate for trial in tried),
@@ -185,6 +264,7 @@ def _diagnosis(bench: Bench, tried: list[Trial], outcome: Outcome, source: Model
         data=bench.calibration.data or "DATA",
         advice=preprocessing_warning(bench.select.scores) or "",
         options=_words(bench),
+        forecast=forecast,
     )
     try:
         look_s = LOOK_SHARE * (perf_counter() - begin)
@@ -214,6 +294,7 @@ def _record(
     cut: str,
     outcome: Outcome,
     diagnosis: Diagnosis | None,
+    forecast: Forecast | None,
     artifact: Path,
     folder: Path,
     begin: float,
@@ -224,7 +305,7 @@ def _record(
     out_of_time = f"the time limit ended the search after {len(tried)} candidates" if cut == "time limit" else ""
     flattered = () if outcome.unbiased else ("accuracy",)
     return Record(
-        met=meets(facts.accuracy, bench.budget),
+        met=meets(facts, bench.budget),
         artifact=str(folder / "model.onnx"),
         accuracy=facts.accuracy,
         bytes=Bytes(facts.bytes.original, size_bytes(artifact)),
@@ -244,8 +325,9 @@ def _record(
         candidates=tuple(trial.candidate for trial in tried),
         machine=describe(bench.target.runtime),
         diagnosis=diagnosis,
+        forecast=forecast,
         energy=_energy(bench.model, artifact, bench.select),
-        warnings=tuple(filter(None, [advice, out_of_time, *outcome.warnings])),
+        warnings=tuple(filter(None, [advice, out_of_time, *bench.warnings, *outcome.warnings])),
         notes=(*bench.notes, *chosen.notes),
         interrupted=cut == "interrupt" or not outcome.verified,
         gossamer=gossamer.__version__,
@@ -265,6 +347,28 @@ def plan(model: Any, budget: Budget = Budget(), target: Target = Target()) -> tu
     check_budget(budget)
     found = features(run_plan(CLEAN, normalise(read(model))).model)
     return propose(found, find(target.runtime), budget.minimize, 7 if sums_in_16_bits(target) else 8)
+
+
+def constraining(
+    constraint: str,
+    solver: Literal["second_order", "nearest"] = "second_order",
+    layers: tuple[str, ...] = (),
+    sequential: bool = False,
+    samples: bool = True,
+) -> Plan:
+    """The plan that moves weights into one constraint and, with samples, corrects biases behind it.
+
+    Args:
+        constraint: as text, `grid:4`; see `constraints.contract`.
+        layers: names of nodes or shell patterns; empty means all.
+
+    Raises:
+        OptionError: there is no such constraint.
+    """
+    constraint_from_text(constraint)
+    config = {"constraint": constraint, "solver": solver, **({"sequential": True} if sequential else {})}
+    mend = (Step("correct_bias", {"statistics": "sequential"}),) if samples else ()
+    return Plan(constraint, (*CLEAN.steps, Step("constrain_weights", config, Scope(only=layers)), *mend))
 
 
 def apply(plan: Plan | str | Path, model: Any, data: Any = None, data_options: DataOptions | None = None) -> Model:

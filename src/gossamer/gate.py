@@ -15,7 +15,7 @@ from gossamer.measuring.latency import TRIAL, Timing, compare_latency
 from gossamer.measuring.machine import available_cores
 from gossamer.measuring.quality import Metric, Scores, compare, score
 from gossamer.nouns.budget import Budget
-from gossamer.nouns.facts import Accuracy, Bytes, Facts
+from gossamer.nouns.facts import Bytes, Facts
 from gossamer.nouns.model import size_bytes
 from gossamer.nouns.samples import Samples
 from gossamer.nouns.target import Target
@@ -161,7 +161,7 @@ def stored_bytes(path: Path) -> Counter[str]:
     return counts
 
 
-def meets(accuracy: Accuracy, budget: Budget) -> bool:
-    """Whether the floor holds: on the point estimate, or with `confident` on the interval's upper end."""
-    drop = accuracy.high if budget.confident else accuracy.drop
-    return drop <= budget.max_drop + ROUNDING
+def meets(facts: Facts, budget: Budget) -> bool:
+    """Whether the limits are kept and the floor holds: on the point estimate, or with `confident` on the interval."""
+    drop = facts.accuracy.high if budget.confident else facts.accuracy.drop
+    return drop <= budget.max_drop + ROUNDING and budget.excess_ratio(facts) == 1.0

@@ -11,8 +11,9 @@ from time import perf_counter
 import msgspec
 
 from gossamer.blame import Timed, blame
-from gossamer.errors import CandidateError, OutputError
+from gossamer.errors import CandidateError, GossamerError, OptionError, OutputError
 from gossamer.gate import Baseline, baseline, judge, meets, unchanged
+from gossamer.hastening import Measured, hasten, time_layers
 from gossamer.journal import Entry, Journal
 from gossamer.measuring.evidence import Evidence
 from gossamer.measuring.latency import PROOF, TRIAL, Timing, race, summarise
@@ -28,10 +29,12 @@ from gossamer.nouns.samples import Samples
 from gossamer.nouns.target import Target
 from gossamer.passes.contract import Memo, run_plan
 from gossamer.planning.candidates import CLEAN, propose
-from gossamer.planning.choice import finalists, rank
+from gossamer.planning.choice import finalists, leader, rank, shortfall
 from gossamer.planning.features import features
 from gossamer.planning.guard import culprits, fewest, raised, to_mend, worth_mending
-from gossamer.planning.refinement import polish, refine
+from gossamer.planning.priced import Place
+from gossamer.planning.refinement import correct_in_order, refine, round_by_loss
+from gossamer.shrinking import shrink, weigh
 
 BLAME_S = 60.0  # seconds for finding the layers to blame
 FINAL = Timing(budget_s=4.0, precision=0.005)  # of all that may be returned, in one race
@@ -63,6 +66,8 @@ class Bench:
         say: told of every candidate.
         memo: models by the steps that made them.
         finished: digests of the files that were sent through the gate, so that none is tried twice.
+        gains: weight -> noise of the network's outputs over that of its layer's, where it was measured.
+        warnings: for the record.
         deadline: when to begin no further candidate, on the clock of `perf_counter`.
     """
 
@@ -81,6 +86,8 @@ class Bench:
     say: Say
     memo: Memo = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
+    gains: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     deadline: float = inf
 
 
@@ -120,8 +127,13 @@ def try_all(bench: Bench) -> tuple[list[Trial], str]:
         for plan in refine(found, [trial.candidate for trial in tried], aim):
             tried.extend(_try(plan, bench, tried))
         _guard(bench, tried)
-        for plan in polish(found, [trial.candidate for trial in tried], aim):
-            tried.extend(_try(plan, bench, tried))
+        for finish in (round_by_loss, correct_in_order):
+            for plan in finish(found, [trial.candidate for trial in tried], aim):
+                tried.extend(_try(plan, bench, tried))
+        if aim == "size" or not any(trial.candidate.met for trial in tried):
+            _shrink(bench, tried)
+        if bench.budget.max_latency_ratio is not None and not any(trial.candidate.met for trial in tried):
+            _hasten(bench, tried)
         tried = _race(bench, tried)
     except KeyboardInterrupt:
         bench.say("interrupted: going on with the best so far")
@@ -130,6 +142,24 @@ def try_all(bench: Bench) -> tuple[list[Trial], str]:
         bench.say("the time is up: going on with the best so far")
         return tried, "time limit"
     return tried, ""
+
+
+def try_one(bench: Bench, plan: Plan) -> list[Trial]:
+    """The original, and the one plan that a person asks for.
+
+    Raises:
+        OptionError: it cannot be carried out, or changes nothing.
+    """
+    tried = [_original(bench)]
+    tried.extend(_try(plan, bench, tried))
+    if len(tried) < 2:
+        notes = run_plan(plan, bench.model, bench.evidence, bench.memo).notes
+        raise OptionError(
+            f"{plan.name} changes nothing in {bench.model.name}: {'; '.join(notes) or 'it is so already'}"
+        )
+    if tried[1].candidate.error:
+        raise OptionError(f"{plan.name}: {tried[1].candidate.error}")
+    return tried
 
 
 def verify_best(bench: Bench, tried: list[Trial]) -> Outcome:
@@ -160,7 +190,7 @@ def _first_that_holds(ranked: list[Trial], original: Baseline, bench: Bench) -> 
         except CandidateError as error:
             warnings.append(f"{name} passed the gate where it was chosen, but not on the verify split: {error}")
             continue
-        if meets(facts.accuracy, bench.budget):
+        if meets(facts, bench.budget):
             return Outcome(trial, facts, unbiased=not warnings, warnings=tuple(warnings))
         verified.append(Outcome(trial, facts))
         if trial.candidate.met:
@@ -169,7 +199,7 @@ def _first_that_holds(ranked: list[Trial], original: Baseline, bench: Bench) -> 
                 "the next candidate was taken"
             )
             bench.say(warnings[-1])
-    best = min(verified, key=lambda outcome: outcome.facts.accuracy.drop)
+    best = min(verified, key=lambda outcome: shortfall(outcome.facts, bench.budget))
     return replace(best, unbiased=len(ranked) < 2, warnings=tuple(warnings))
 
 
@@ -177,7 +207,7 @@ def _original(bench: Bench) -> Trial:
     begin = perf_counter()
     facts = unchanged(bench.select)
     bench.say(f"{ORIGINAL}: {facts.latency_ms.original:.3f} ms, {facts.bytes.original:,} bytes")
-    met = meets(facts.accuracy, bench.budget)
+    met = meets(facts, bench.budget)
     return Trial(Candidate(Plan(ORIGINAL), facts, met, seconds=perf_counter() - begin))
 
 
@@ -207,7 +237,7 @@ def _try(plan: Plan, bench: Bench, tried: list[Trial]) -> Iterator[Trial]:
         bench.say(f"{plan.name}: {candidate.error}")
         yield Trial(candidate)
         return
-    met = meets(candidate.facts.accuracy, bench.budget)  # a resumed run may have another floor
+    met = meets(candidate.facts, bench.budget)  # a resumed run may have another floor
     bench.say(_line(plan.name, candidate.facts, met))
     candidate = msgspec.structs.replace(candidate, met=met)
     yield Trial(candidate, bench.journal.file_of(plan), entry.stores)
@@ -240,7 +270,7 @@ def _guard(bench: Bench, tried: list[Trial]) -> None:
     Twice as many each time, until the floor holds or the gain is gone; then halved down to the fewest that hold.
     """
     aim = bench.budget.minimize
-    broken = to_mend([trial.candidate for trial in tried], aim)
+    broken = to_mend([trial.candidate for trial in tried], bench.budget)
     if broken is None:
         return
     if perf_counter() > bench.deadline:
@@ -262,6 +292,61 @@ def _guard(bench: Bench, tried: list[Trial]) -> None:
         return False  # nothing new
 
     fewest(len(order), holds)
+
+
+def _shrink(bench: Bench, tried: list[Trial]) -> None:
+    """Bits for every weight from one limit, where size is the aim, or where nothing so far is within the limits."""
+    full_bytes = bench.select.size_bytes
+    limit_bytes = bench.budget.size_limit(full_bytes)
+    if bench.budget.minimize != "size" and limit_bytes is None:
+        return
+    if perf_counter() > bench.deadline:
+        raise TimeUp
+    bench.say("weighing what every weight could become")
+
+    def attempt(plan: Plan) -> bool | None:
+        for trial in _try(plan, bench, tried):
+            tried.append(trial)
+            return trial.candidate.met
+        return None
+
+    try:
+        found = weigh(bench.model, bench.evidence, bench.memo, (bench.deadline - perf_counter()) / 3)
+        bench.gains.update({entry.weight: entry.gain for entry in found.entries})
+        shrink(found, full_bytes, limit_bytes, bench.budget.minimize == "size", attempt)
+    except GossamerError as error:  # a limit out of reach costs nothing that is finished
+        bench.say(str(error))
+        bench.warnings.append(str(error))
+
+
+def _hasten(bench: Bench, tried: list[Trial]) -> None:
+    """A way to compute every layer, from one limit on latency that nothing so far keeps."""
+    anyhow = replace(bench.budget, max_latency_ratio=None)
+    alive = [trial.candidate for trial in tried if trial.candidate.facts]
+    static = [one for one in alive if any(step.method == "quantize_static" for step in one.plan.steps)]
+    full_ms = tried[0].candidate.facts.latency_ms.original if tried[0].candidate.facts else 0.0
+    held = [one.facts.latency_ms.ratio for one in alive if one.facts and meets(one.facts, anyhow)]
+    if perf_counter() > bench.deadline:
+        raise TimeUp
+    bench.say("timing what every layer could become")
+
+    def attempt(plan: Plan) -> Measured | None:
+        for trial in _try(plan, bench, tried):
+            tried.append(trial)
+            facts = trial.candidate.facts
+            return None if facts is None else Measured(1 / facts.latency_ms.ratio, meets(facts, anyhow))
+        return None
+
+    try:
+        base = leader(static, "latency").plan if static else Plan("float", CLEAN.steps)
+        place = Place(bench.select.runtime, bench.target.threads, bench.select.feeds)
+        left_s = (bench.deadline - perf_counter()) / 3
+        table = time_layers(bench.model, bench.evidence, bench.memo, place, base, full_ms, left_s)
+        limit_ms = (bench.budget.max_latency_ratio or 1.0) * full_ms
+        hasten(table, limit_ms, full_ms / max(held, default=1.0), bench.budget.minimize == "latency", attempt)
+    except GossamerError as error:  # a limit out of reach costs nothing that is finished
+        bench.say(str(error))
+        bench.warnings.append(str(error))
 
 
 def find_blame(bench: Bench, plan: Plan, budget_s: float = BLAME_S) -> tuple[LayerBlame, ...]:

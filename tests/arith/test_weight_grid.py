@@ -13,7 +13,7 @@ from gossamer.arith.weight_grid import Bits, in_groups, weight_grid
 from gossamer.errors import DataError
 
 weights = hnp.arrays(np.float32, (4, 6), elements=st.floats(-(2.0**60), 2.0**60, width=32))
-bit_counts = st.sampled_from([8, 4])
+bit_counts = st.sampled_from([8, 4, 2, 3, 5, 6, 7, 16])
 
 
 @given(weights, bit_counts, st.booleans(), st.sampled_from([(0, 1), (1,), (0,)]))
@@ -22,7 +22,8 @@ def test_error_is_at_most_half_a_step_and_zero_is_exact(
 ) -> None:
     grid = weight_grid(w, shared, bits, symmetric)
     half = 1 << (bits - 1)
-    assert grid.integers.dtype == grid.zero_point.dtype == np.int8 and grid.scale.dtype == np.float32
+    assert grid.integers.dtype == grid.zero_point.dtype == (np.int16 if bits == 16 else np.int8)
+    assert grid.scale.dtype == np.float32
     assert grid.integers.min() >= -half and grid.integers.max() < half
     assert grid.scale.shape == tuple(1 if axis in shared else n for axis, n in enumerate(w.shape))
     reach = np.abs(w).max(axis=shared, keepdims=True)

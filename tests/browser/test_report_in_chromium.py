@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 from tests.browser.chromium import Page, browsing, find
-from tests.report.records import HOSTILE, changed, diagnosed_record, hostile_diagnosis, sample_record
+from tests.report.records import (
+    HOSTILE,
+    changed,
+    constrained_record,
+    diagnosed_record,
+    forecast,
+    hostile_diagnosis,
+    hostile_forecast,
+    sample_record,
+)
 
 from gossamer.report.html import write_report
 
@@ -22,7 +31,7 @@ HOVER = "[...document.querySelectorAll('#{id} .hoverlayer text')].map(text => te
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     folder = tmp_path_factory.mktemp("browser")
-    write_report(diagnosed_record(), folder / "report.html")
+    write_report(constrained_record(), folder / "report.html")
     with browsing(CHROMIUM or "", folder / "profile") as opened:
         opened.open(folder / "report.html")
         yield opened
@@ -73,6 +82,35 @@ def test_every_picture_is_drawn_with_all_its_marks(page: Page) -> None:
         assert count(page, f"#range-{place} .shapelayer path") >= 3  # what the integers cover, and its two ends
 
 
+def test_where_the_bits_went_is_drawn(page: Page) -> None:
+    told = forecast()
+    assert bars(page, "bits") == 2 * len(told.predictions)  # bits and bytes; no scales take more than nothing here
+    assert count(page, "#bits .barlayer text") == len(told.predictions)
+    measured = sum(one.measured_noise_ratio is not None for one in told.predictions)
+    assert count(page, "#noise .scatterlayer .point") == measured + 1  # and the whole
+    label = hover(page, "bits", 1, 2)
+    assert "block1.conv" in label and "grid:3" in label and "3.00 kB of 32.0 kB" in label
+
+
+def test_hovering_a_dot_tells_what_was_predicted_and_measured(page: Page) -> None:
+    trace = page.evaluate(
+        "[...document.querySelectorAll('#noise .scatterlayer .trace')]"
+        ".findIndex(trace => trace.querySelectorAll('.point').length > 1) + 1"
+    )
+    label = hover(page, "noise", trace, 1)
+    assert "block0.conv" in label and "predicted noise 0.2 %, measured 0.21 %" in label
+
+
+def test_the_table_of_layers_opens(page: Page) -> None:
+    seen = "document.querySelector('.forms').checkVisibility()"
+    assert page.evaluate(seen) is False
+    page.evaluate("document.querySelector('details summary').click()")
+    try:
+        assert page.eventually(seen)
+    finally:
+        page.evaluate("document.querySelector('details').open = false")
+
+
 def test_pictures_follow_the_page_s_colours(page: Page) -> None:
     assert page.evaluate("document.body.innerHTML.includes('fill: var(')") is False
     fills = "getComputedStyle(document.querySelector('#layers .barlayer .point path')).fill"
@@ -120,11 +158,12 @@ def test_a_narrow_page_has_nothing_wider_than_itself(page: Page) -> None:
 
 
 def test_hostile_names_run_nothing(tmp_path: Path) -> None:
-    evil = changed(sample_record(), model=HOSTILE, diagnosis=hostile_diagnosis())
+    evil = changed(sample_record(), model=HOSTILE, diagnosis=hostile_diagnosis(), forecast=hostile_forecast())
     write_report(evil, tmp_path / "report.html")
     with browsing(CHROMIUM or "", tmp_path / "profile") as page:
         page.open(tmp_path / "report.html")
         assert page.eventually("document.querySelectorAll('#layers .point').length > 0")
+        assert page.eventually("document.querySelectorAll('#bits .point').length > 0")
         assert page.complaints == []
         assert page.evaluate("document.images.length") == 0
         assert HOSTILE in hover(page, "layers", 1, 1)

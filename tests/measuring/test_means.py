@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.measuring.means import Mean, half_means, joined, mean_of, shrunk
+from gossamer.measuring.means import Kept, Mean, half_means, joined, mean_of, shrunk
 from gossamer.nouns.model import Model
 from gossamer.nouns.samples import samples_from_arrays
 
@@ -56,12 +56,27 @@ def test_a_batch_without_rows_of_its_samples_counts_as_one() -> None:
 @pytest.mark.parametrize("batch", ["N", "1", "2"])
 def test_outputs_are_kept_as_they_come(batch: str) -> None:
     x = np.random.default_rng(0).normal(size=(5, 3, 4)).astype(np.float32)
-    kept: dict[str, list[np.ndarray]] = {"pooled": [], "rows": []}
-    half_means(parse(TEXT.replace("BATCH", batch)), ["pooled"], samples_from_arrays({"x": x}), kept=kept)
+    calls = Kept(["pooled", "rows"])
+    half_means(parse(TEXT.replace("BATCH", batch)), ["pooled"], samples_from_arrays({"x": x}), kept=calls)
+    kept = {name: [outputs[name] for outputs in calls.outputs.values()] for name in calls.names}
     size = int(batch.replace("N", "1"))
     assert [len(array) for array in kept["pooled"]] == ([1] * 5 if size == 1 else [2, 2, 1])
     np.testing.assert_allclose(np.concatenate(kept["pooled"]), x.mean(axis=1), atol=1e-6)
     assert [len(array) for array in kept["rows"]] == [3 * size] * len(kept["rows"])  # more than one row a sample: whole
+
+
+@pytest.mark.parametrize("batch", ["N", "1", "2"])
+@pytest.mark.parametrize("limit", [1, 50, 100, 10**6])
+def test_outputs_over_the_limit_are_thinned_out(batch: str, limit: int) -> None:
+    x = np.random.default_rng(0).normal(size=(13, 3, 4)).astype(np.float32)
+    samples, calls = samples_from_arrays({"x": x}), Kept(["pooled"], limit)
+    half_means(parse(TEXT.replace("BATCH", batch)), ["pooled"], samples, kept=calls)
+    held = [outputs["pooled"] for outputs in calls.outputs.values()]
+    assert len(held) == 1 or sum(array.nbytes for array in held) <= limit
+    assert len(np.unique(np.diff(list(calls.outputs)))) <= 1
+    rows = calls.of(samples).rows
+    assert len(rows) == 13 or limit < 10**6
+    np.testing.assert_allclose(np.concatenate(held), x[rows].mean(axis=1), atol=1e-6)
 
 
 def test_ragged_samples() -> None:

@@ -230,6 +230,34 @@ def test_small_filters_can_keep_their_sums_and_large_ones_are_rounded_as_ever(gr
     np.testing.assert_array_equal(array_of(kept, "w1_quantized"), array_of(nearest, "w1_quantized"))
 
 
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_rounding_by_loss_makes_every_layer_truer(granularity: str) -> None:
+    """Weights alone: the activation has so many bits that its own noise is out of the way."""
+    model = parse(
+        "test (float[N,3,8,8] x) => (float[N,8,6,6] y) { y = Conv(x, w, b) }", w=normal(8, 3, 3, 3, seed=3), b=(8,)
+    )
+    x = normal(8, 3, 1, 1) + 0.1 * normal(8, 3, 8, 8, seed=1)  # neighbours are alike, as in pictures
+    real = run(model, {"x": x})[0]
+    noise = [
+        float(
+            np.square(run(quantized(model, {"x": x}, granularity=granularity, **how).model, {"x": x})[0] - real).sum()
+        )
+        for how in (
+            {"activation": "uint16", "rounding": "nearest"},
+            {"activation": "uint16", "rounding": "second_order"},
+        )
+    ]
+    assert noise[1] < 0.5 * noise[0]
+
+
+def test_a_weight_that_two_layers_read_keeps_its_sums() -> None:
+    model = parse(
+        "test (float[N,3,8,8] x) => (float[N,3,8,8] y) { a = Conv(x, w)  y = Conv(a, w) }", w=normal(3, 3, 1, 1)
+    )
+    sums, second = (quantized(model, {"x": normal(8, 3, 8, 8)}, rounding=how).model for how in ("sums", "second_order"))
+    np.testing.assert_array_equal(array_of(second, "w_quantized"), array_of(sums, "w_quantized"))
+
+
 def test_softmax_stays_in_float(tmp_path: Path) -> None:
     model = parse(
         """test (float[N,6,8] x) => (float[N,6,8] y) {

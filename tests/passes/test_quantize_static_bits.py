@@ -111,7 +111,7 @@ def test_bits_of_weights_and_activations_add_up(activation: str, bits: int, floo
 @given(
     hnp.arrays(np.float32, (4, 3, 3, 3), elements=st.floats(-100, 100, width=32)),
     st.sampled_from(["channel", "tensor"]),
-    st.sampled_from(["nearest", "sums"]),
+    st.sampled_from(["nearest", "sums", "second_order"]),
 )
 def test_no_two_products_of_seven_bit_weights_leave_int16(w: np.ndarray, granularity: str, rounding: str) -> None:
     """vpmaddubsw adds two products of an unsigned and a signed byte in int16; all inputs at 255 are the worst case."""
@@ -128,7 +128,8 @@ def test_no_two_products_of_seven_bit_weights_leave_int16(w: np.ndarray, granula
     assert seven.dtype == eight.dtype == np.int8
     assert 2 * 255 * int(np.abs(seven.astype(int)).max()) <= np.iinfo(np.int16).max
     assert 2 * 255 * int(np.abs(eight.astype(int)).max()) > np.iinfo(np.int16).max
-    assert (np.abs(seven.reshape(4, -1)).max(axis=1) == WEIGHT_LIMITS[7]).all()
+    if rounding != "second_order":
+        assert (np.abs(seven.reshape(4, -1)).max(axis=1) == WEIGHT_LIMITS[7]).all()
 
 
 def test_seven_bits_cost_about_the_one_bit() -> None:

@@ -160,5 +160,9 @@ def test_recurrent_layers_are_stored_in_integers(fast: bool, form: str) -> None:
         plans = by_name(propose(features(model), runtime(FAST_DYNAMIC=fast), minimize))  # type: ignore[arg-type]
         for name in {"float", "int8 products"}:
             last = plans[f"{name}, recurrent int8"].steps[-1]
-            assert (last.method, last.config, last.scope.only) == ("quantize_weights", {"form": form}, (cell,))
+            assert (last.method, last.config, last.scope.only) == (
+                "constrain_weights",
+                {"constraint": "grid:8", "solver": "nearest", "form": form},
+                (cell,),
+            )
         assert others <= set(plans) and ("int8 products" in plans) is ("int8 products" in others)

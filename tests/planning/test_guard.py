@@ -3,6 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gossamer.nouns.budget import Budget
 from gossamer.nouns.diagnosis import LayerBlame
 from gossamer.nouns.facts import Accuracy, Bytes, Facts, Latency
 from gossamer.nouns.plan import ORIGINAL, Plan, Scope, Step, quantizing
@@ -26,7 +27,7 @@ ORIGIN = candidate(Plan(ORIGINAL), 1.0, True)
 
 
 def test_raised_nodes_are_left_out_of_the_first_quantizing_step_only() -> None:
-    plan = Plan("two", (FOLD, Step("quantize_weights", {"bits": 4}), Step("quantize_weights", {"bits": 8})))
+    plan = Plan("two", (FOLD, Step("constrain_weights", {"constraint": "grid:4"}), Step("constrain_weights")))
     steps = raised(plan, ["a", "b[0]"]).steps
     assert steps[1].scope.skip == ("a", "b[[]0]")  # a scope holds patterns
     assert steps[2] == plan.steps[2] and steps[0] == FOLD
@@ -38,7 +39,7 @@ def test_what_was_skipped_before_stays_skipped() -> None:
 
 
 def test_a_node_is_taken_out_of_the_step_that_names_it() -> None:
-    named = Step("quantize_weights", scope=Scope(only=("lstm[[]0]",)))
+    named = Step("constrain_weights", scope=Scope(only=("lstm[[]0]",)))
     plan = Plan("int8", (Step("quantize_static"), named))
     found = raised(plan, ["lstm[0]", "conv"]).steps
     assert found[0].scope == Scope(skip=("conv",))
@@ -68,15 +69,15 @@ def test_at_equal_price_the_order_is_that_of_the_relief(order: list[int], relief
 def test_the_truest_of_the_fast_plans_that_break_the_floor_is_mended() -> None:
     true, wrong = Plan("true", INT8.steps), Plan("wrong", INT8.steps)
     tried = [ORIGIN, candidate(wrong, 3.0, False, 5.0), candidate(true, 2.9, False, 15.0)]
-    assert to_mend(tried, "latency") == true
-    assert to_mend([ORIGIN, candidate(INT8, 3.0, True)], "latency") is None
+    assert to_mend(tried, Budget()) == true
+    assert to_mend([ORIGIN, candidate(INT8, 3.0, True)], Budget()) is None
 
 
 def test_nothing_is_mended_that_would_not_be_faster_in_the_end() -> None:
     slow = candidate(INT8, 2.0, False)
     assert not worth_mending(slow, [ORIGIN, candidate(Plan("other", INT8.steps), 2.0, True), slow], "latency")
-    assert to_mend([ORIGIN, candidate(Plan("float", (FOLD,)), 3.0, False)], "latency") is None
-    assert to_mend([ORIGIN, Candidate(INT8, error="no")], "latency") is None
+    assert to_mend([ORIGIN, candidate(Plan("float", (FOLD,)), 3.0, False)], Budget()) is None
+    assert to_mend([ORIGIN, Candidate(INT8, error="no")], Budget()) is None
 
 
 def test_a_plan_without_corrections_is_made_for_looking_into() -> None:

@@ -7,7 +7,7 @@ from gossamer.nouns.plan import Plan
 from gossamer.nouns.record import Candidate
 from gossamer.planning.candidates import propose
 from gossamer.planning.features import features
-from gossamer.planning.refinement import RANGES, polish, refine
+from gossamer.planning.refinement import RANGES, correct_in_order, refine, round_by_loss
 from gossamer.runtimes import onnxruntime
 
 
@@ -72,19 +72,33 @@ def test_the_truest_is_varied_too_where_the_fastest_breaks_the_floor() -> None:
     assert len(broken) == 2 * len(kept)
 
 
+def test_the_leader_of_all_is_rounded_by_loss() -> None:
+    plans = by_name(propose(features(cnn()), onnxruntime, "latency"))
+    first = [tried(plans["int8"], 2.0), tried(plans["int8, stem in float"], 2.5)]
+    (better,) = round_by_loss(features(cnn()), first)
+    assert better.name == "int8, stem in float, rounded by loss"
+    assert step(better, "quantize_static").config["rounding"] == "second_order"
+    assert round_by_loss(features(cnn()), [*first, tried(better, 2.5, snr_db=40.0)]) == ()
+    assert round_by_loss(features(cnn()), [tried(plans["dynamic int8"], 2.0)]) == ()
+    words = by_name(propose(features(encoder()), onnxruntime, "latency"))
+    assert round_by_loss(features(encoder()), [tried(words["int8 products"], 2.0)]) == ()
+
+
 def test_the_leader_of_all_is_polished_at_last() -> None:
     plans = by_name(propose(features(cnn()), onnxruntime, "latency"))
     first = [tried(plans["int8"], 2.0), tried(plans["int8, stem in float"], 2.5), Candidate(plans["float"], error="no")]
-    (last,) = polish(features(cnn()), first)
+    (last,) = correct_in_order(features(cnn()), first)
     assert last.name == "int8, stem in float, biases in order"
     assert step(last, "correct_bias").config == {"statistics": "sequential"}
-    assert polish(features(cnn()), [*first, tried(last, 2.5, snr_db=40.0)]) == ()
+    assert correct_in_order(features(cnn()), [*first, tried(last, 2.5, snr_db=40.0)]) == ()
 
 
 def test_nothing_is_polished_that_has_no_biases_to_correct() -> None:
     plans = by_name(propose(features(encoder()), onnxruntime, "latency"))
-    assert polish(features(encoder()), [tried(plans["int8 products"], 2.0)]) == ()
+    assert correct_in_order(features(encoder()), [tried(plans["int8 products"], 2.0)]) == ()
     assert (
-        polish(features(cnn()), [tried(by_name(propose(features(cnn()), onnxruntime, "latency"))["dynamic int8"], 2.0)])
+        correct_in_order(
+            features(cnn()), [tried(by_name(propose(features(cnn()), onnxruntime, "latency"))["dynamic int8"], 2.0)]
+        )
         == ()
     )

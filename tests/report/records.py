@@ -9,6 +9,7 @@ import msgspec
 from gossamer.nouns.diagnosis import Diagnosis, Finding, LayerBlame, RangeHistogram, StepEffect
 from gossamer.nouns.facts import Accuracy, Bytes, Facts, Latency
 from gossamer.nouns.plan import Calibration, Plan, Scope, Step
+from gossamer.nouns.prediction import Forecast, Prediction
 from gossamer.nouns.record import Candidate, Machine, Record, Split, Splits
 
 HOSTILE = """</script><script>alert(1)</script><img src=x onerror="alert(2)">'&{{ 7*7 }}%{x}"""
@@ -87,6 +88,37 @@ def changed(record: Record, **fields: object) -> Record:
 def diagnosed_record() -> Record:
     """The same, explained: fourteen layers of which five were restored, two ranges, three steps, three findings."""
     return changed(sample_record(), diagnosis=diagnosis())
+
+
+def constrained_record() -> Record:
+    """The same, with weights of three to seven bits and one left in float."""
+    return changed(diagnosed_record(), forecast=forecast())
+
+
+def forecast() -> Forecast:
+    bits = (7, 3, 3, 4, 3)
+    found = [
+        Prediction(
+            f"block{place}.conv", f"w{place}", f"grid:{each}", 0.01 * (place + 1), 0.03 * (place + 1), 10.0,
+            500 * each * (place + 1), noise_ratio=0.002 * (place + 1), measured_noise_ratio=0.0021 * (place + 1),
+            float_bytes=16_000 * (place + 1),
+        )
+        for place, each in enumerate(bits)
+    ]  # fmt: skip
+    left = Prediction("head", "w5", "", 0.0, 0.0, 0.0, 4_000, float_bytes=4_000)
+    return Forecast((*found, left), 0.03, 0.024)
+
+
+def hostile_forecast() -> Forecast:
+    """Every text is an attack, every number an odd one."""
+    inf, nan = math.inf, math.nan
+    odd = [
+        Prediction(HOSTILE, HOSTILE, HOSTILE, inf, nan, 0.0, 0, HOSTILE, HOSTILE, inf, nan, inf),
+        Prediction(HOSTILE, "", "grid:4", 1.0, 1.0, 0.0, 7, noise_ratio=0.1, measured_noise_ratio=0.2, float_bytes=9),
+        Prediction("", "", "grid:99999999", 0.0, -1.0, nan, 10**15, noise_ratio=1e300, measured_noise_ratio=-1.0),
+        Prediction(HOSTILE, HOSTILE, "", nan, nan, nan, 0),
+    ]
+    return Forecast(tuple(odd), inf, nan)
 
 
 def diagnosis() -> Diagnosis:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 from tests.report.test_findings import facts
 
+from gossamer.nouns.facts import Bytes
 from gossamer.nouns.plan import Plan, Scope, Step
 from gossamer.nouns.record import Candidate
 from gossamer.report.contrasts import contrasts
@@ -85,3 +88,39 @@ def test_of_ranges_left_out_the_truest_is_told() -> None:
     percentile = msgspec.structs.replace(STATIC, config={"activation": "uint8", "ranges": "percentile"})
     (line,) = told((STATIC,), ((percentile,), 25.0, 2.0), ((L2,), 29.0, 2.0))
     assert "`ranges: l2`" in line and "1.0 dB less true" in line
+
+
+def sized(name: str, steps: tuple[Step, ...], snr_db: float, size: int) -> Candidate:
+    measured = facts(snr_db=snr_db)
+    return Candidate(Plan(name, steps), replace(measured, bytes=Bytes(4000, size)), True)
+
+
+def test_noise_of_files_of_unequal_sizes_is_no_contrast() -> None:
+    eight, four = (Step("quantize_weights", {"bits": bits}) for bits in (8, 4))
+    tried = [sized("a", (four,), 20.0, 500), sized("b", (eight,), 34.0, 1000)]
+    assert contrasts(tried[0].plan, tried, REPLAY) == []
+    alike = [sized("a", (four,), 20.0, 900), sized("b", (eight,), 34.0, 1000)]
+    assert len(contrasts(alike[0].plan, alike, REPLAY)) == 1
+
+
+def test_what_is_left_in_float_is_told_with_any_size() -> None:
+    tried = [sized("a", (STATIC,), 20.0, 500), sized("b", (SKIPPING,), 34.0, 1000)]
+    assert len(contrasts(tried[0].plan, tried, REPLAY)) == 1
+
+
+def test_a_plan_that_rounds_otherwise_does_not_stand_in() -> None:
+    constrain = (Step("constrain_weights", {"constraint": "grid:4"}), CORRECT)
+    others = [sized("a", (STATIC, CORRECT), 34.0, 1000), sized("b", (STATIC,), 30.0, 1000)]
+    tried = [sized("chosen", constrain, 20.0, 1000), *others]
+    assert contrasts(tried[0].plan, tried, REPLAY) == []
+    tried.append(sized("plain", constrain[:1], 18.0, 1000))
+    (one,) = contrasts(tried[0].plan, tried, REPLAY)
+    assert one.finding.text == "Correcting the biases made the outputs 2.0 dB truer, at the same speed."
+
+
+def test_a_plan_of_another_size_does_not_stand_in() -> None:
+    tried = [sized("chosen", (EQUALIZE, L2, CORRECT), 20.0, 300), *(
+        sized(name, steps, snr_db, 1000)
+        for name, steps, snr_db in (("a", (STATIC, CORRECT), 28.0), ("b", (STATIC,), 27.0))
+    )]  # fmt: skip
+    assert contrasts(tried[0].plan, tried, REPLAY) == []

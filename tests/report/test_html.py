@@ -17,10 +17,13 @@ from tests.report.records import (
     ORIGINAL_BYTES,
     RUNTIME,
     changed,
+    constrained_record,
     diagnosed_record,
     diagnosis,
     facts,
+    forecast,
     hostile_diagnosis,
+    hostile_forecast,
     sample_record,
 )
 
@@ -28,6 +31,7 @@ from gossamer.errors import OutputError
 from gossamer.nouns.diagnosis import Diagnosis
 from gossamer.nouns.facts import Accuracy, Bytes, Facts, Latency
 from gossamer.nouns.plan import Calibration, Plan, Scope, Step
+from gossamer.nouns.prediction import Forecast
 from gossamer.nouns.record import Candidate, Machine, Record
 from gossamer.report import words
 from gossamer.report.html import rank, write_report
@@ -145,7 +149,7 @@ def test_a_hostile_name_stays_text(tmp_path: Path) -> None:
     )
     machine = Machine(HOSTILE, 2, (HOSTILE,), HOSTILE, HOSTILE, {HOSTILE: HOSTILE})
     fields = {"candidates": evil, "machine": machine, "model": HOSTILE, "artifact": HOSTILE, "chosen": HOSTILE}
-    fields["diagnosis"] = hostile_diagnosis()
+    fields["diagnosis"], fields["forecast"] = hostile_diagnosis(), hostile_forecast()
     page = read(changed(record, warnings=(HOSTILE,), gossamer=HOSTILE, **fields), tmp_path)
     honest = read(record, tmp_path)
     assert len(page.scripts) == len(honest.scripts) == 3
@@ -193,6 +197,34 @@ def test_each_part_of_a_diagnosis_stands_alone(tmp_path: Path) -> None:
         assert labels & {"Layers", "Ranges", "Findings"} == ({label} if label else set())
         places = {attributes.get("id") for _, attributes in page.tags}
         assert set(json.loads(page.scripts[0])) <= places
+
+
+def test_a_forecast_is_told_whole(tmp_path: Path) -> None:
+    page = read(constrained_record(), tmp_path)
+    text = " ".join(page.text.split())
+    for expected in (
+        "5 weights at 3 to 7 bits, 3.5 on average: 26.5 kB, which took 240.0 kB.",
+        "Grey layers were left as they were.",
+        "noise of 3 % of the outputs' power was predicted, 2.4 % was measured", "Over 5 layers", "noise is 1.00;",
+        "All 5 layers as a table", "block4.conv grid:3 7.50 kB 1 % 1.05 %",
+    ):  # fmt: skip
+        assert expected in text, expected
+    figures = json.loads(page.scripts[0])
+    assert {"bits", "noise"} <= set(figures) <= {attributes.get("id") for _, attributes in page.tags}
+
+
+def test_what_was_not_measured_has_no_picture(tmp_path: Path) -> None:
+    bare = tuple(msgspec.structs.replace(one, measured_noise_ratio=None) for one in forecast().predictions)
+    page = read(changed(constrained_record(), forecast=Forecast(bare)), tmp_path)
+    assert "noise" not in json.loads(page.scripts[0]) and "dotted line" not in page.text
+    assert "bits" in json.loads(page.scripts[0])
+
+
+def test_a_plan_that_constrains_nothing_has_no_section_of_it(tmp_path: Path) -> None:
+    left = Forecast(tuple(one for one in forecast().predictions if not one.constraint))
+    for told in (None, Forecast(), left):
+        page = read(changed(sample_record(), forecast=told), tmp_path)
+        assert "Where the bits went" not in page.text
 
 
 def test_no_candidate_at_all(tmp_path: Path) -> None:

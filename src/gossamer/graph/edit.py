@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import onnx_ir as ir
 
-NO_ATTRIBUTES: Mapping[str, int] = MappingProxyType({})
+NO_ATTRIBUTES: Mapping[str, int | tuple[int, ...]] = MappingProxyType({})
 _TAKEN: WeakKeyDictionary[ir.Graph, set[str]] = WeakKeyDictionary()  # names of values, by graph; forgotten with it
 
 
@@ -81,7 +81,7 @@ def add_node(
     output_name: str,
     dtype: ir.DataType,
     shape: ir.Shape | None,
-    attributes: Mapping[str, int] = NO_ATTRIBUTES,
+    attributes: Mapping[str, int | tuple[int, ...]] = NO_ATTRIBUTES,
     domain: str = "",
 ) -> ir.Value:
     """Insert a node with one output in front of another node; the name is made unique, the node is named after it."""

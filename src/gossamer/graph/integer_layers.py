@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -30,14 +30,22 @@ class Form(msgspec.Struct, frozen=True):
 
     bits: WeightBits
     granularity: Literal["channel", "tensor"]
-    rounding: Literal["nearest", "sums"]
+    rounding: Literal["nearest", "sums", "second_order"]
 
 
-def store_layer(layer: Layer, pair: Pair, form: Form) -> None:
+class Chosen(NamedTuple):
+    """Integers that a solver found: int8 or int16 of the weight's shape; their scales, float32 (O,) or ()."""
+
+    integers: np.ndarray
+    scale: np.ndarray
+
+
+def store_layer(layer: Layer, pair: Pair, form: Form, chosen: Chosen | None = None) -> None:
     """Replace a layer's weight by integers and its bias by int32, each behind a DequantizeLinear.
 
     Args:
         pair: the quantizer of the layer's input; the bias is in steps of its scale times the weight's.
+        chosen: the integers, if they are not to be the nearest; not taken where the bias would overflow at their scale.
     """
     node, w, bias_O = layer.node, np.asarray(constant(layer.weight)), bias_array(layer)
     axis = layer.channel_axis if form.granularity == "channel" else None
@@ -45,7 +53,9 @@ def store_layer(layer: Layer, pair: Pair, form: Form) -> None:
     input_scale = np.asarray(constant(pair.scale))
     scale = _scale_with_room(w, axis, bias_O, input_scale, limit)
     integers = quantize(w, scale, np.full(scale.shape, zero), axis)
-    if form.rounding == "sums" and form.bits <= 8 and w.size <= SMALL_FILTER * layer.channels:
+    if chosen is not None and np.all(chosen.scale >= _least_scale(bias_O, axis, input_scale)):
+        integers, scale = chosen
+    elif form.rounding != "nearest" and form.bits <= 8 and w.size <= SMALL_FILTER * layer.channels:
         integers = np.clip(_with_sums(integers, w, scale, layer.channel_axis), -limit, limit)
     node.replace_input_with(1, dequantized(node, layer.weight.name or "weight", integers, scale, axis))
     if layer.bias is not None:
@@ -70,10 +80,16 @@ def _scale_with_room(
 
     Where all weights are zero any scale serves them, so the bias gets the finest.
     """
+    biased = np.any(bias_O) if axis is None else bias_O != 0
+    dead = ~np.any(w, axis=tuple(index for index in range(w.ndim) if index != axis))
+    scale = np.where(dead & biased, 0, weight_scales(w, axis, limit=limit))
+    least = _least_scale(bias_O, axis, input_scale)
+    return np.asarray(np.clip(np.maximum(scale, least), SMALLEST_SCALE, LARGEST_SCALE), np.float32)
+
+
+def _least_scale(bias_O: np.ndarray, axis: int | None, input_scale: np.ndarray) -> np.ndarray:
+    """Below it, the bias in steps of input scale * weight scale would overflow."""
     magnitude = np.abs(bias_O.astype(np.float64))
     if axis is None:
         magnitude = magnitude.max(initial=0)
-    dead = ~np.any(w, axis=tuple(index for index in range(w.ndim) if index != axis))
-    scale = np.where(dead & (magnitude > 0), 0, weight_scales(w, axis, limit=limit))
-    least = np.maximum(magnitude / BIAS_LIMIT, SMALLEST_SCALE) / float(input_scale)
-    return np.asarray(np.clip(np.maximum(scale, least), SMALLEST_SCALE, LARGEST_SCALE), np.float32)
+    return np.asarray(np.maximum(magnitude / BIAS_LIMIT, SMALLEST_SCALE) / float(input_scale))

@@ -8,6 +8,7 @@ import numpy as np
 
 from gossamer.errors import CandidateError, DataError, ModelError
 from gossamer.measuring.batches import reason
+from gossamer.measuring.fetching import with_outputs
 from gossamer.nouns.model import Model
 from gossamer.nouns.samples import Samples
 from gossamer.runtimes.contract import Session
@@ -36,7 +37,7 @@ def channel_peaks(model: Model, names: Sequence[str], samples: Samples, threads:
         CandidateError: the runtime refuses the model, or fails on a sample.
     """
     fetched = _made(model, names)
-    session = _open(model, fetched, threads)
+    session = open_session(with_outputs(model, fetched, "channels"), threads)
     peaks: dict[str, np.ndarray] = {name: np.zeros(0) for name in names}
     done = 0
     for batch in samples.batches(session.static_batch or 1):
@@ -73,7 +74,7 @@ def activation_rows(
         CandidateError: the runtime refuses the model, or fails on a sample.
     """
     fetched = _made(model, names)
-    session = _open(model, fetched, threads)
+    session = open_session(with_outputs(model, fetched, "channels"), threads)
     rows: dict[str, list[np.ndarray]] = {name: [] for name in names}
     size = session.static_batch or 1
     spread = np.linspace(0, len(samples) - 1, min(len(samples), size * MOST_CALLS)).astype(int)
@@ -100,21 +101,6 @@ def _tensors(session: Session, fetched: list[str], feeds: dict[str, np.ndarray])
         return feeds | dict(zip(fetched, session.run(feeds, fetched) if fetched else [], strict=True))
     except Exception as error:  # onnxruntime raises a dozen unrelated types
         raise CandidateError(f"onnxruntime fails on a calibration sample: {reason(error)}") from error
-
-
-def _open(model: Model, names: Sequence[str], threads: int) -> Session:
-    """A session that gives these tensors as well."""
-    copy = model.clone()
-    made = {value.name: value for node in copy.ir.graph for value in node.outputs}
-    outputs = {value.name for value in copy.ir.graph.outputs}
-    for name in names:
-        if name not in made:
-            raise ModelError(
-                f"{model.name}: no node of the main graph computes {name!r}; only such tensors have channels"
-            )
-        if name not in outputs:
-            copy.ir.graph.outputs.append(made[name])
-    return open_session(copy, threads)
 
 
 def _peaks(name: str, array: np.ndarray) -> np.ndarray:

@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gossamer.measuring.batches import Outputs
 from gossamer.nouns.model import Model
 from gossamer.nouns.samples import Samples
 from gossamer.runtimes.onnxruntime import open_session
+
+KEPT_BYTES = 64_000_000  # of outputs
 
 
 class Mean(NamedTuple):
@@ -26,12 +29,45 @@ class Mean(NamedTuple):
     samples: int
 
 
+class Kept:
+    """Some outputs of a model for evenly spread calls, as many as a limit allows, streaming.
+
+    Args:
+        names: of the outputs.
+        limit_bytes: where they take more, every second call is forgotten, and again, until one is left.
+
+    Attributes:
+        outputs: by the number of the call, in order.
+    """
+
+    def __init__(self, names: Sequence[str], limit_bytes: int = KEPT_BYTES) -> None:
+        self.names = list(names)
+        self.limit_bytes = limit_bytes
+        self.outputs: dict[int, Outputs] = {}
+        self._sizes: list[int] = []
+        self._step = 1
+
+    def add(self, rows: int, outputs: Outputs) -> None:
+        """The next call, on so many samples."""
+        call = len(self._sizes)
+        self._sizes.append(rows)
+        if call % self._step == 0:
+            self.outputs[call] = outputs
+        while len(self.outputs) > 1 and self._bytes() > self.limit_bytes:
+            self._step *= 2
+            self.outputs = {one: kept for one, kept in self.outputs.items() if one % self._step == 0}
+
+    def of(self, samples: Samples) -> Samples:
+        """Those of all samples whose outputs are kept."""
+        call_N = np.repeat(np.arange(len(self._sizes)), self._sizes)
+        return samples.take(np.flatnonzero(np.isin(call_N, list(self.outputs))))
+
+    def _bytes(self) -> int:
+        return sum(array.nbytes for outputs in self.outputs.values() for array in outputs.values())
+
+
 def half_means(
-    model: Model,
-    names: Sequence[str],
-    samples: Samples,
-    threads: int = 1,
-    kept: dict[str, list[np.ndarray]] | None = None,
+    model: Model, names: Sequence[str], samples: Samples, threads: int = 1, kept: Kept | None = None
 ) -> dict[str, tuple[Mean, Mean]]:
     """The mean over the first axis of some outputs, for the even and for the odd samples, streaming.
 
@@ -40,7 +76,7 @@ def half_means(
 
     Args:
         names: outputs of the model, each (rows, O).
-        kept: to the lists of these outputs of the model, the arrays of each call are added, rows that fill up cut off.
+        kept: takes its outputs of each call, rows that fill up cut off.
 
     Returns:
         name -> (over even samples, over odd samples). A single sample serves as both.
@@ -50,23 +86,26 @@ def half_means(
     """
     session = open_session(model, threads)
     size = session.static_batch or 1
+    kept = kept or Kept(())
     sums: dict[str, np.ndarray] = {}  # (2 halves, 2 powers, O)
     counts = dict.fromkeys(names, np.zeros(2))
-    wanted = list(dict.fromkeys((*names, *(kept or ()))))
+    wanted = list(dict.fromkeys((*names, *kept.names)))
     for batch in samples.batches(size):
         rows = len(next(iter(batch.feeds.values())))
         filled = np.minimum(np.arange(size), rows - 1)  # the last sample fills up a batch of fixed size
         feeds = {name: array[filled] for name, array in batch.feeds.items()}
         arrays = dict(zip(wanted, session.run(feeds, wanted), strict=True))
-        for name, calls in (kept or {}).items():
-            whole = arrays[name]
-            calls.append(whole[:rows] if whole.ndim and len(whole) == size else whole)
+        kept.add(rows, {name: _rows(arrays[name], rows, size) for name in kept.names})
         for name in names:
             means_NO = sample_means(arrays[name], size)[:rows]
             halves = (np.arange(len(means_NO)) + counts[name].sum()) % 2 == np.array([[0], [1]])
             sums[name] = sums.get(name, 0.0) + np.stack([halves @ means_NO, halves @ np.square(means_NO)], axis=1)
             counts[name] = counts[name] + halves.sum(axis=1)
     return {name: _two_means(sums[name], counts[name]) for name in names}
+
+
+def _rows(array: np.ndarray, rows: int, size: int) -> np.ndarray:
+    return array[:rows] if array.ndim and len(array) == size else array
 
 
 def sample_means(rows: np.ndarray, size: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 
 from gossamer.arith.histogram import Observed, Tally
 from gossamer.errors import CandidateError, DataError, ModelError
+from gossamer.measuring.fetching import with_outputs
 from gossamer.nouns.model import Model
 from gossamer.nouns.samples import Samples
 from gossamer.runtimes.contract import Session
@@ -48,7 +49,7 @@ def observe(
     inputs = {value.name for value in model.ir.graph.inputs}
     fetched = [name for name in wanted if name not in inputs]
     tallies = {name: _Tallies(Tally(histogram=False), Tally(histogram=True)) for name in wanted}
-    session = open_session(_with_outputs(model, fetched), threads)
+    session = open_session(with_outputs(model, fetched, "ranges"), threads)
     size, fixed = _batch_size(session, fetched, samples)
     every, done = 1 if histogram else max(1, len(samples) // GLANCE), 0
     with ThreadPoolExecutor(max_workers=1) as counter:
@@ -68,21 +69,6 @@ def observe(
     for name, observed in seen.items():
         _check_finite(name, observed, samples)
     return seen
-
-
-def _with_outputs(model: Model, names: Sequence[str]) -> Model:
-    clone = model.clone()
-    graph = clone.ir.graph
-    values = {value.name: value for node in graph for value in node.outputs}
-    outputs = {value.name for value in graph.outputs}
-    for name in names:
-        if name not in values:
-            raise ModelError(
-                f"{model.name}: no node of the main graph computes {name!r}; only such tensors have ranges"
-            )
-        if name not in outputs:
-            graph.outputs.append(values[name])
-    return clone
 
 
 class _BatchSize(NamedTuple):

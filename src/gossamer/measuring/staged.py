@@ -60,12 +60,14 @@ class Held:
     Args:
         feeds: the graph's inputs, batch by batch.
         limit_bytes: how much may be held; tensors that would need more are left, and computed again when needed.
+        optimize: whether the runtime may fuse the nodes of a piece, which makes it faster and changes the rounding.
     """
 
-    def __init__(self, feeds: Sequence[Feeds], limit_bytes: int, threads: int = 1) -> None:
+    def __init__(self, feeds: Sequence[Feeds], limit_bytes: int, threads: int = 1, optimize: bool = False) -> None:
         self.batches = list(feeds)
         self.limit_bytes = limit_bytes
         self.threads = threads
+        self.optimize = optimize
 
     def run(self, model: Model, names: Sequence[str], chosen: Sequence[int]) -> Iterator[list[np.ndarray]]:
         """The named tensors for the chosen batches, computed from what is held.
@@ -73,7 +75,7 @@ class Held:
         Raises:
             CandidateError: the runtime refuses the piece, or fails on it.
         """
-        session = open_session(_piece(model, self.batches[0], names), self.threads, optimize=False)
+        session = open_session(_piece(model, self.batches[0], names), self.threads, self.optimize)
         for index in chosen:
             feeds = {name: self.batches[index][name] for name in session.inputs}
             try:

@@ -1,17 +1,16 @@
-"""Quantized layers held against their float originals on the same input: all of them in one pass."""
+"""Changed layers held against their originals on the same input: all of them in one pass."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
 
-from gossamer.graph.edit import add_initializer, fresh_name
-from gossamer.measuring.batches import Outputs
-from gossamer.measuring.means import Mean, half_means, joined
+from gossamer.graph.counterparts import Counterpart
+from gossamer.graph.edit import add_initializer, constant, fresh_name
+from gossamer.measuring.means import Kept, Mean, half_means, joined
 from gossamer.nouns.model import Model
 from gossamer.nouns.samples import Samples
 
@@ -20,131 +19,113 @@ NO_SHIFTS: Shifts = MappingProxyType({})
 WIDE = 16  # channels: the runtime averages fewer one by one
 
 
-@dataclass(frozen=True)
-class Probe:
-    """A quantized layer beside its float original.
-
-    Attributes:
-        name: of the node, in both graphs.
-        original: the float node.
-        chain: the float nodes that make up its activation, the last one giving the result; often none.
-        input_scale, zero_point: of its input, as in the graph.
-        w, bias_O: the weight and bias as the runtime will see them, float32.
-        bias_scale_O: of its bias, if it has one or were to get one.
-    """
-
-    name: str
-    original: ir.Node
-    chain: tuple[ir.Node, ...]
-    input_scale: np.ndarray
-    zero_point: np.ndarray
-    w: np.ndarray
-    bias_O: np.ndarray
-    bias_scale_O: np.ndarray
-
-    @property
-    def result(self) -> ir.Value:
-        """The layer's output behind its activation, in the float model."""
-        return (self.chain[-1] if self.chain else self.original).outputs[0]
-
-    @property
-    def position_axes(self) -> tuple[int, ...]:
-        """The axes of the layer's output that count positions."""
-        return tuple(range(2, self.w.ndim)) if self.original.op_type == "Conv" else ()
-
-
 def mean_errors(
-    reference: Model, probes: Sequence[Probe], samples: Samples, threads: int
-) -> tuple[list[tuple[Mean, Mean]], list[Outputs]]:
-    """What each quantized layer's output is too high by, by channel, over even and over odd samples.
+    reference: Model, layers: Sequence[Counterpart], samples: Samples, threads: int
+) -> tuple[list[tuple[Mean, Mean]], Kept]:
+    """What each changed layer's output is too high by, by channel, over even and over odd samples.
 
     Returns:
-        The errors, and the float model's own outputs in batches of its fixed size, or else sample by sample.
+        The errors, and as many of the original's own outputs as a limit allows.
 
     Raises:
         CandidateError: the runtime refuses the graph that measures.
     """
-    twins = _Twins(reference, probes, NO_SHIFTS)
-    kept: dict[str, list[np.ndarray]] = {value.name or "": [] for value in reference.ir.graph.outputs}
+    twins = _Twins(reference, layers, NO_SHIFTS)
+    kept = Kept([value.name or "" for value in reference.ir.graph.outputs])
     means = half_means(twins.model, twins.outputs, samples, threads, kept)
-    outputs = [dict(zip(kept, arrays, strict=True)) for arrays in zip(*kept.values(), strict=True)]
-    return [means[name] for name in twins.outputs], outputs
+    return [means[name] for name in twins.outputs], kept
 
 
 def error_powers(
-    reference: Model, probes: Sequence[Probe], shifts: Shifts, samples: Samples, threads: int
+    reference: Model, layers: Sequence[Counterpart], shifts: Shifts, samples: Samples, threads: int
 ) -> list[tuple[float, float]]:
     """The mean square of each layer's error behind its activation: as it is, and with its shift taken off.
 
     Raises:
         CandidateError: see `mean_errors`.
     """
-    twins = _Twins(reference, probes, shifts)
+    twins = _Twins(reference, layers, shifts)
     halves = half_means(twins.model, twins.outputs, samples, threads)
     totals = [float(joined(*halves[name]).mean_O.sum()) for name in twins.outputs]
     return list(zip(totals[::2], totals[1::2], strict=True))
 
 
 class _Twins:
-    """The float model with a quantized twin beside each layer, fed the same float input.
+    """The original with a twin beside each layer that was changed, fed the same input.
 
     Attributes:
-        model: with the errors as additional outputs, each (B, O), its mean over the positions of every sample.
+        model: with the errors as additional outputs, each (rows, O), as many rows for every sample. Of a convolution
+            one, the mean over its positions.
         outputs: their names. Without shifts one a layer, the error itself; with shifts two, the squared error behind
             the activation with the twin as it is and with the shift taken off.
     """
 
-    def __init__(self, reference: Model, probes: Sequence[Probe], shifts: Shifts) -> None:
+    def __init__(self, reference: Model, layers: Sequence[Counterpart], shifts: Shifts) -> None:
         self.model = reference.clone()
         self.outputs: list[str] = []
         self._graph = self.model.ir.graph
         self._nodes = {node.name: node for node in self._graph}
-        for probe in probes:
+        for layer in layers:
             if not shifts:
-                self._give(probe, self._add("Sub", self._quantized_mean(probe), self._mean(probe, self._output(probe))))
+                self._give(layer, self._add("Sub", self._twin_mean(layer), self._mean(layer, self._result(layer))))
                 continue
-            y = self._quantized(probe)
-            shift_O = np.expand_dims(shifts[probe.name].astype(np.float32), [axis - 1 for axis in probe.position_axes])
+            y = self._twin(layer)
+            shift_O = np.expand_dims(shifts[layer.name].astype(np.float32), [axis - 1 for axis in layer.position_axes])
             for twin in (y, self._add("Sub", y, self._constant(shift_O))):
-                error = self._add("Sub", *self._behind_activation(probe, twin))
-                self._give(probe, self._mean(probe, self._add("Mul", error, error)))
+                error = self._add("Sub", *self._behind_activation(layer, twin))
+                self._give(layer, self._mean(layer, self._add("Mul", error, error)))
 
-    def _output(self, probe: Probe) -> ir.Value:
-        return self._nodes[probe.name].outputs[0]
+    def _result(self, layer: Counterpart) -> ir.Value:
+        """The output of the original in the clone."""
+        maker = layer.result.producer()
+        return self._nodes[None if maker is None else maker.name].outputs[0]
 
-    def _quantized(self, probe: Probe) -> ir.Value:
-        weights = self._constant(probe.w), self._constant(probe.bias_O)
-        return self._copy(self._nodes[probe.name], self._quantized_input(probe), *weights)
+    def _twin(self, layer: Counterpart) -> ir.Value:
+        known = self._copies(layer, layer.nodes)
+        return known[layer.nodes[-1].outputs[0]]
 
-    def _quantized_input(self, probe: Probe) -> ir.Value:
-        scale, zero_point = self._constant(probe.input_scale), self._constant(probe.zero_point)
-        integer = self._add("QuantizeLinear", self._nodes[probe.name].inputs[0], scale, zero_point)
-        return self._add("DequantizeLinear", integer, scale, zero_point)
-
-    def _quantized_mean(self, probe: Probe) -> ir.Value:
+    def _twin_mean(self, layer: Counterpart) -> ir.Value:
         """The twin's mean over positions: of its output, or what is the same, its output for the mean patch."""
-        pool = mean_patch(self._nodes[probe.name], self.model.ir.opset_imports.get("", 0))
-        if pool is None:
-            return self._mean(probe, self._quantized(probe))
-        patch = self._append(ir.node("AveragePool", [self._quantized_input(probe)], pool))
-        group = {"group": self._nodes[probe.name].attributes.get_int("group", 1)}
-        weights = [self._constant(probe.w), self._constant(probe.bias_O)]
-        return self._append(ir.node("Flatten", [self._append(ir.node("Conv", [patch, *weights], group))]))
+        last = layer.nodes[-1]
+        pool = mean_patch(self._nodes[layer.name], self.model.ir.opset_imports.get("", 0))
+        if pool is None or last.name != layer.name:
+            return self._mean(layer, self._twin(layer))
+        x, *weights = self._inputs(last, self._copies(layer, layer.nodes[:-1]))
+        patch = self._append(ir.node("AveragePool", [x], pool)).outputs[0]
+        return self._add("Flatten", self._add("Conv", patch, *weights))
 
-    def _behind_activation(self, probe: Probe, twin: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """The twin's result and the original's."""
-        original = self._nodes[probe.name].outputs[0]
+    def _copies(self, layer: Counterpart, nodes: Sequence[ir.Node]) -> dict[ir.Value, ir.Value]:
+        """What these nodes read and give -> what their copies at the end of the graph do."""
+        x = self._nodes[layer.name].inputs[0]
+        known = {} if x is None else {layer.entry: x}
+        for node in nodes:
+            copy = self._copy(node, *self._inputs(node, known))
+            known.update(zip(node.outputs, copy.outputs, strict=True))
+        return known
+
+    def _inputs(self, node: ir.Node, known: dict[ir.Value, ir.Value]) -> list[ir.Value | None]:
+        """What a copy of a node reads; a constant comes along."""
+        for value in node.inputs:
+            if value is not None and value not in known:
+                known[value] = self._constant(np.asarray(constant(value)))
+        return [None if value is None else known[value] for value in node.inputs]
+
+    def _behind_activation(self, layer: Counterpart, twin: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """The twin's outcome and the original's."""
+        original = self._result(layer)
         known: dict[ir.Value | None, ir.Value | None] = {original: twin}
-        for node in (self._nodes[node.name] for node in probe.chain):
+        for node in (self._nodes[node.name] for node in layer.chain):
             original = node.outputs[0]
-            twin = known[original] = self._copy(node, *(known.get(value, value) for value in node.inputs))
+            twin = known[original] = self._copy(node, *(known.get(value, value) for value in node.inputs)).outputs[0]
         return twin, original
 
-    def _mean(self, probe: Probe, value: ir.Value) -> ir.Value:
-        """Over positions, (B, O)."""
-        return self._add("Flatten", self._add("GlobalAveragePool", value)) if probe.position_axes else value
+    def _mean(self, layer: Counterpart, value: ir.Value) -> ir.Value:
+        """Over positions, (B, O), or all rows of a product, (rows, O)."""
+        if layer.is_convolution:
+            return self._add("Flatten", self._add("GlobalAveragePool", value))
+        return self._add("Reshape", value, self._constant(np.array([-1, len(layer.bias_O)], np.int64)))
 
-    def _give(self, probe: Probe, error: ir.Value) -> None:
+    def _give(self, layer: Counterpart, error: ir.Value) -> None:
         error.dtype = ir.DataType.FLOAT
         self._graph.outputs.append(error)
         self.outputs.append(error.name or "")
@@ -152,16 +133,21 @@ class _Twins:
     def _constant(self, array: np.ndarray) -> ir.Value:
         return add_initializer(self._graph, "twin", array)
 
-    def _copy(self, node: ir.Node, *inputs: ir.Value | None) -> ir.Value:
-        return self._append(ir.node(node.op_type, list(inputs), node.attributes))
+    def _copy(self, node: ir.Node, *inputs: ir.Value | None) -> ir.Node:
+        copy = ir.node(node.op_type, list(inputs), node.attributes, domain=node.domain, num_outputs=len(node.outputs))
+        return self._append(copy)
 
     def _add(self, op_type: str, *inputs: ir.Value | None) -> ir.Value:
-        return self._append(ir.node(op_type, list(inputs)))
+        return self._append(ir.node(op_type, list(inputs))).outputs[0]
 
-    def _append(self, node: ir.Node) -> ir.Value:
-        node.outputs[0].name = node.name = fresh_name(self._graph, "twin")
+    def _append(self, node: ir.Node) -> ir.Node:
+        node.name = fresh_name(self._graph, "twin")
+        for output in node.outputs:
+            output.name = fresh_name(self._graph, "twin")
+        if node.domain:
+            self._graph.opset_imports.setdefault(node.domain, 1)
         self._graph.append(node)
-        return node.outputs[0]
+        return node
 
 
 def mean_patch(node: ir.Node, opset: int) -> dict[str, list[int] | int] | None:

@@ -60,8 +60,13 @@ ORIGINAL = "original"  # the plan that changes nothing
 
 
 def quantizing(plan: Plan) -> int | None:
-    """The place of the first step that rounds to integers; None if no step does."""
-    return next((at for at, step in enumerate(plan.steps) if step.method.startswith("quantize_")), None)
+    """The place of the first step that rounds; None if no step does."""
+    return next((at for at, step in enumerate(plan.steps) if rounds(step)), None)
+
+
+def rounds(step: Step) -> bool:
+    """Whether a step changes weights or activations for good."""
+    return step.method.startswith(("quantize_", "constrain_"))
 
 
 def plan_from_yaml(text: str | bytes, source: str = "plan.yaml") -> Plan:

@@ -9,6 +9,7 @@ import msgspec
 from gossamer.nouns.diagnosis import Diagnosis
 from gossamer.nouns.facts import Accuracy, Bytes, Energy, Facts, Latency, LayerError
 from gossamer.nouns.plan import Plan
+from gossamer.nouns.prediction import Forecast
 
 
 class Split(msgspec.Struct, frozen=True):
@@ -57,7 +58,7 @@ class Record(msgspec.Struct, frozen=True):
     """Everything measured in one `compress`.
 
     The first block keeps the words that every command's `--json` uses. `energy` is None where a shape is unknown,
-    `diagnosis` where time was up.
+    `diagnosis` where time was up, `forecast` where the chosen plan constrains no weight.
     """
 
     met: bool
@@ -82,6 +83,7 @@ class Record(msgspec.Struct, frozen=True):
     machine: Machine
     energy: Energy | None = None
     diagnosis: Diagnosis | None = None
+    forecast: Forecast | None = None
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     interrupted: bool = False

@@ -25,6 +25,7 @@ import onnx_ir as ir
 from gossamer.errors import OptionError
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Plan, Scope, Step
+from gossamer.nouns.prediction import Prediction
 
 if TYPE_CHECKING:
     from gossamer.measuring.evidence import Evidence
@@ -38,12 +39,14 @@ class Result(NamedTuple):
         modified: whether the graph differs from the one given.
         notes: findings for the record, in plain words.
         stores: tensor types that the file must hold beyond the pass's `STORES`, where they depend on options.
+        predicted: what each weight's new form is expected to cost, where the pass solved for that.
     """
 
     model: Model
     modified: bool
     notes: tuple[str, ...] = ()
     stores: tuple[str, ...] = ()
+    predicted: tuple[Prediction, ...] = ()
 
 
 class Pass(Protocol):
@@ -118,12 +121,14 @@ class Applied(NamedTuple):
         notes: what the passes found.
         stores: types that the exported file must hold.
         made_by: the steps that changed the graph, as `Step.key` writes them.
+        predicted: what the weights' new forms are expected to cost, step by step.
     """
 
     model: Model
     notes: tuple[str, ...] = ()
     stores: tuple[str, ...] = ()
     made_by: tuple[str, ...] = ()
+    predicted: tuple[Prediction, ...] = ()
 
     @property
     def modified(self) -> bool:
@@ -156,6 +161,7 @@ def run_plan(plan: Plan, model: Model, evidence: Evidence | None = None, memo: M
                 (*applied.notes, *result.notes),
                 (*applied.stores, *stores),
                 done if result.modified else applied.made_by,
+                (*applied.predicted, *result.predicted),
             )
         applied = memo[done]
     return applied

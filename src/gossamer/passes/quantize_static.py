@@ -10,6 +10,7 @@ what is quantized alone, and puts its own pair beside an earlier one of other bi
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -20,15 +21,19 @@ from gossamer.arith.affine import WeightBits, affine_parameters, dequantize, lev
 from gossamer.arith.bulk import grid_snr_db
 from gossamer.arith.clipping import Estimator, clip_range, needs_histogram
 from gossamer.arith.histogram import Observed
+from gossamer.arith.moments import Moments
+from gossamer.constraints import grid as constraints
 from gossamer.errors import CandidateError, OptionError
 from gossamer.graph.edit import add_initializer, constant, drop_unused, take_over
-from gossamer.graph.integer_layers import Form, store_layer
+from gossamer.graph.integer_layers import Chosen, Form, store_layer
 from gossamer.graph.layers import check_finite
 from gossamer.graph.placement import ALREADY, Placement, place
 from gossamer.graph.qdq import Pair, insert_pair, pair_of
+from gossamer.graph.weight_matrix import WeightMatrix, matrices_by_weight
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Scope
 from gossamer.passes.contract import Result, in_scope
+from gossamer.solvers import round_grid
 
 if TYPE_CHECKING:
     from gossamer.measuring.evidence import Evidence
@@ -55,7 +60,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         symmetric: zero point in the middle of the activation type instead of wherever the range asks for.
         granularity: one weight scale an output channel, or one a tensor.
         ranges: how a range is chosen from what was observed.
-        rounding: each weight to its nearest integer, or in small filters so that the sum of the weights stays.
+        rounding: each weight to its nearest integer, or in small filters so that the sum of the weights stays, or all
+            of an output channel together for the least error of what the layer computes (see `solvers.round_grid`).
         operators: which operators run in integers.
         free_float: those of them that give float out for free, and so need no pair in front of nodes in float.
         least_snr_db: a node stays in float if an activation of it, or the bulk of that beside far spikes, is expected
@@ -67,7 +73,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     symmetric: bool = False
     granularity: Literal["channel", "tensor"] = "channel"
     ranges: Estimator = "minmax"
-    rounding: Literal["nearest", "sums"] = "nearest"
+    rounding: Literal["nearest", "sums", "second_order"] = "nearest"
     operators: tuple[str, ...] = OPERATORS
     free_float: tuple[str, ...] = ("Gemm", "MatMul")
     least_snr_db: float = 10.0
@@ -115,8 +121,10 @@ def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None)
     if not layout.own or evidence is None:
         return Result(model, False, (*notes, "quantize_static: no layer can run in integers"))
     pairs, found = _make_pairs(graph, layout, grids, config)
+    chosen = _solved(model, layout, config, evidence) if config.rounding == "second_order" else {}
+    form = Form(config.weight_bits, config.granularity, config.rounding)
     for layer in layout.layers:
-        store_layer(layer, pairs[layer.x], Form(config.weight_bits, config.granularity, config.rounding))
+        store_layer(layer, pairs[layer.x], form, chosen.get(layer.weight.name or ""))
     for output, end in layout.ends.items():
         if _says_the_same(end, pairs[end.outputs[0]]):
             pairs[output] = pairs.pop(end.outputs[0])
@@ -264,6 +272,30 @@ def _keep_from_becoming_gemm(node: ir.Node) -> None:
     add = readers[0]
     if add.domain == "" and add.op_type == "Add" and any(constant(value) is not None for value in add.inputs):
         add.op_type = "Sum"
+
+
+def _solved(model: Model, layout: Placement, config: Config, evidence: Evidence) -> dict[str, Chosen]:
+    """Weight name -> the integers of least loss, for the weights that only one layer reads.
+
+    Raises:
+        ModelError, DataError, CandidateError: see `measuring.moments.moments`.
+    """
+    wanted = {layer.weight.name or "" for layer in layout.layers if len(layer.weight.uses()) == 1}
+    matrices = {name: found[0] for name, found in matrices_by_weight(model.ir.graph, wanted).items()}
+    moments = evidence.moments(model, list(matrices))
+    kind = (config.weight_bits, config.granularity)
+    return {  # plans that differ in ranges alone ask for the same
+        name: evidence.once(model, (name, "at its scale", kind), partial(_chosen, matrix, config, moments[name]))
+        for name, matrix in matrices.items()
+    }
+
+
+def _chosen(matrix: WeightMatrix, config: Config, moments: Moments) -> Chosen:
+    grid = constraints.Grid(config.weight_bits, granularity=config.granularity)
+    w_GOK = matrix.to_matrix(np.asarray(constant(matrix.value)))
+    form = round_grid.solve(w_GOK, grid, moments, search=False)  # with 8 bits other scales gain next to nothing
+    scale = form.scale.reshape(-1 if config.granularity == "channel" else ())
+    return Chosen(matrix.from_matrix(form.integers), scale)
 
 
 def _says_the_same(end: ir.Node, pair: Pair) -> bool:

@@ -97,17 +97,16 @@ def _with_form(plan: Plan, clean: tuple[Step, ...], form: str) -> Plan:
 
 def _with_recurrent(plan: Plan, found: Features, runtime: Runtime, weight_bits: int) -> Plan:
     """A plan whose recurrent layers are stored in integers, and multiplied in integers where that is faster."""
-    config = {"form": "fastest" if runtime.FAST_DYNAMIC and weight_bits == 8 else "cast"}
+    form = "fastest" if runtime.FAST_DYNAMIC and weight_bits == 8 else "cast"
+    config = {"constraint": "grid:8", "solver": "nearest", "form": form}
     scope = Scope(only=tuple(escape(name) for name in found.recurrent))
-    return Plan(f"{plan.name}, recurrent int8", (*plan.steps, Step("quantize_weights", config, scope)))
+    return Plan(f"{plan.name}, recurrent int8", (*plan.steps, Step("constrain_weights", config, scope)))
 
 
 def _with_small_weights(clean: tuple[Step, ...]) -> list[Plan]:
-    """Weights stored small and computed with in float: the truest at their size."""
-    eight = Step("quantize_weights", {"bits": 8, "form": "cast"})
-    four = Step("quantize_weights", {"bits": 4, "granularity": 32, "scales": "mse"})
-    rest = Step("store_float16")
-    return [Plan("int8 weights", (*clean, eight, rest)), Plan("int4 weights", (*clean, four, eight, rest))]
+    """Weights stored in a byte and computed with in float. For fewer bits, see `shrinking`."""
+    eight = Step("constrain_weights", {"constraint": "grid:8", "solver": "nearest", "form": "cast"})
+    return [Plan("int8 weights", (*clean, eight, Step("store_float16")))]
 
 
 def _with_float16_rest(plans: Iterable[Plan]) -> list[Plan]:

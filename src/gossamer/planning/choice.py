@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from gossamer.nouns.budget import Budget, Minimize
 from gossamer.nouns.facts import Facts
@@ -19,7 +20,7 @@ def rank(tried: Sequence[Candidate], budget: Budget) -> list[Candidate]:
     """All candidates that passed the gate, the one to return first.
 
     Those that meet the floor come first, by gain; of equals (see `leader`) the truest leads. A gain within the noise
-    over the original is no gain: the original, untouched, leads its equals. Those that break the floor follow by drop.
+    over the original is no gain: the original, untouched, leads its equals. The others follow by `shortfall`.
     """
     alive = [candidate for candidate in tried if candidate.facts is not None]
     meeting = [candidate for candidate in alive if candidate.met]
@@ -28,7 +29,19 @@ def rank(tried: Sequence[Candidate], budget: Budget) -> list[Candidate]:
     while meeting:
         ranked.append(leader(meeting, budget.minimize))
         meeting.remove(ranked[-1])
-    return ranked + sorted(breaking, key=lambda candidate: _facts(candidate).accuracy.drop)
+    return ranked + sorted(breaking, key=lambda candidate: shortfall(_facts(candidate), budget))
+
+
+def shortfall(facts: Facts, budget: Budget) -> tuple[float, float]:
+    """How far a result is from what was asked, to be sorted by: limits first, and then the drop.
+
+    A file that is too large cannot be used at all; one that is less true can. But if none is small enough, then it is
+    the smallest of those which keep the floor.
+    """
+    excess_ratio, drop = budget.excess_ratio(facts), facts.accuracy.drop
+    if excess_ratio > 1 and drop > budget.max_drop:
+        return inf, drop
+    return excess_ratio, drop
 
 
 def leader(candidates: Sequence[Candidate], minimize: Minimize) -> Candidate:

@@ -8,9 +8,9 @@ from glob import escape
 
 import msgspec
 
-from gossamer.nouns.budget import Minimize
+from gossamer.nouns.budget import Budget, Minimize
 from gossamer.nouns.diagnosis import LayerBlame
-from gossamer.nouns.plan import ORIGINAL, Plan, Scope, Step, quantizing
+from gossamer.nouns.plan import ORIGINAL, Plan, Scope, Step, quantizing, rounds
 from gossamer.nouns.record import Candidate
 from gossamer.planning.choice import NEAR, SAME_SPEED, gain
 
@@ -36,7 +36,7 @@ def raised(plan: Plan, nodes: Collection[str]) -> Plan:
 
 def _step_of(plan: Plan, node: str) -> int:
     """The quantizing step that names a node, or the first that takes all."""
-    steps = [(at, step) for at, step in enumerate(plan.steps) if step.method.startswith("quantize_")]
+    steps = [(at, step) for at, step in enumerate(plan.steps) if rounds(step)]
     naming = [at for at, step in steps if any(fnmatchcase(node, pattern) for pattern in step.scope.only)]
     return next(iter(naming or [at for at, step in steps if not step.scope.only] or [at for at, _ in steps]))
 
@@ -65,7 +65,7 @@ def fewest(most: int, holds: Callable[[int], bool | None]) -> int:
 
 def through_quantizing(plan: Plan) -> Plan:
     """The plan up to and with its quantizing steps: what comes behind mends, and costs time to make."""
-    last = max((at for at, step in enumerate(plan.steps) if step.method.startswith("quantize_")), default=-1)
+    last = max((at for at, step in enumerate(plan.steps) if rounds(step)), default=-1)
     return Plan(plan.name, tuple(step for step in plan.steps[: last + 1] if not _mends(step)))
 
 
@@ -92,14 +92,16 @@ def relief_by_price(blame: LayerBlame) -> float:
     return relief / price if relief > 0 else relief * price  # what makes things worse comes last, dear or cheap
 
 
-def to_mend(tried: Sequence[Candidate], minimize: Minimize) -> Plan | None:
-    """The truest of the best quantizing plans that break the floor, if it would beat all that hold it.
+def to_mend(tried: Sequence[Candidate], budget: Budget) -> Plan | None:
+    """The truest of the best plans that round, within the limits but below the floor, if it would beat all that hold.
 
     None where even the original breaks it, as it may with `confident` and few samples.
     """
-    if any(candidate.plan.name == ORIGINAL and not candidate.met for candidate in tried):
+    minimize = budget.minimize
+    within = [candidate for candidate in tried if candidate.facts and budget.excess_ratio(candidate.facts) == 1]
+    if any(candidate.plan.name == ORIGINAL and not candidate.met for candidate in within):
         return None
-    breaking = [candidate for candidate in tried if not candidate.met and quantizing(candidate.plan) is not None]
+    breaking = [candidate for candidate in within if not candidate.met and quantizing(candidate.plan) is not None]
     worth = [candidate for candidate in breaking if worth_mending(candidate, tried, minimize)]
     best = max((gain(candidate, minimize) for candidate in worth), default=0.0)
     near = [candidate for candidate in worth if gain(candidate, minimize) >= best * (1 - NEAR)]

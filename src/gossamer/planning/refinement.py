@@ -43,17 +43,38 @@ def _variations(plan: Plan, found: Features) -> list[Plan]:
     return plans
 
 
-def polish(found: Features, tried: Sequence[Candidate], minimize: Minimize = "latency") -> tuple[Plan, ...]:
+def round_by_loss(found: Features, tried: Sequence[Candidate], minimize: Minimize = "latency") -> tuple[Plan, ...]:
+    """The leading plan of all with weights rounded for the least error of what each layer computes.
+
+    Only where there are convolutions, whose weights are narrow and few; it takes as long as several other candidates.
+    """
+    best = _best(tried, minimize)
+    steps = tuple(
+        msgspec.structs.replace(step, config={**step.config, "rounding": "second_order"})
+        if step.method == "quantize_static"
+        else step
+        for step in best.steps
+    )
+    if steps == best.steps or not found.convolutions:
+        return ()
+    return (Plan(f"{best.name}, rounded by loss", steps),)
+
+
+def correct_in_order(found: Features, tried: Sequence[Candidate], minimize: Minimize = "latency") -> tuple[Plan, ...]:
     """The leading plan of all with its biases corrected in order: the statistics taken anew behind corrected layers.
 
     Only for depthwise nets, where errors add up over many narrow layers; it takes as long as several other candidates.
     """
-    alive = [candidate for candidate in tried if candidate.facts]
-    best = leader([candidate for candidate in alive if candidate.met] or alive, minimize).plan
+    best = _best(tried, minimize)
     steps = tuple(IN_ORDER if step.method == "correct_bias" else step for step in best.steps)
     if steps == best.steps or not found.depthwise:
         return ()
     return (Plan(f"{best.name}, biases in order", steps),)
+
+
+def _best(tried: Sequence[Candidate], minimize: Minimize) -> Plan:
+    alive = [candidate for candidate in tried if candidate.facts]
+    return leader([candidate for candidate in alive if candidate.met] or alive, minimize).plan
 
 
 def _variation(plan: Plan, ranges: str | None, equalized: bool) -> Plan:

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 from gossamer.errors import GossamerError
 from gossamer.nouns.diagnosis import Finding
 from gossamer.nouns.facts import Facts
-from gossamer.nouns.plan import Plan, Step
+from gossamer.nouns.plan import Plan, Step, quantizing, rounds
 from gossamer.nouns.record import Candidate
 from gossamer.passes.contract import configure
 from gossamer.report.words import number, scope_names, step_name, value_words
 
 MOST = 4
 SAME_SPEED = 1.05  # files of the same graph differ by this much from one moment to another
+SAME_SIZE = 1.25  # noise is traded against bytes: what a larger file gains in truth, its size has paid for
 DOING = {
     "correct_bias": "Correcting the biases",
     "equalize_channels": "Equalizing the channels",
@@ -51,19 +52,24 @@ class _Difference(NamedTuple):
 def contrasts(plan: Plan, candidates: Sequence[Candidate], replay: str) -> list[Contrast]:
     """The largest differences, one of each kind; of alternatives left out, the truest.
 
-    Where no candidate differs from the chosen one in just that, another that shares the choice stands in for it.
+    Where no candidate differs from the chosen one in just that, another that shares the choice stands in for it, if it
+    rounds by the same method and is about as large. Candidates of unequal sizes are not held against each other, except
+    for what is left in float: there the price is the point.
 
     Args:
         replay: the command that carries out an edited plan.yaml.
     """
     alive = [one for one in candidates if one.facts is not None and _rounds(one.plan)]
-    chosen_first = sorted(alive, key=lambda one: one.plan.name != plan.name)
+    chosen = next((one for one in alive if one.plan.name == plan.name), None)
+    firsts = [one for one in alive if chosen is None or _stands_in(one, chosen)]
     found: dict[tuple[str, str], Contrast] = {}
-    for first in chosen_first if plan.steps else ():
+    for first in sorted(firsts, key=lambda one: one.plan.name != plan.name) if plan.steps else ():
         best: dict[tuple[str, str], Contrast] = {}
         for other in alive:
             difference = _difference(first.plan, other.plan)
             if difference is None or not _chosen(difference, plan):
+                continue
+            if difference.option != "skip" and not _about_as_large(first, other):
                 continue
             about, told = (difference.method, difference.option), _told(difference, first.facts, other.facts, replay)
             if told is not None and (about not in best or told.gain_db < best[about].gain_db):
@@ -74,7 +80,19 @@ def contrasts(plan: Plan, candidates: Sequence[Candidate], replay: str) -> list[
 
 def _rounds(plan: Plan) -> bool:
     """Whether a plan rounds to integers at all: what that is worth, the figures say themselves."""
-    return any(step.method.startswith("quantize_") for step in plan.steps)
+    return quantizing(plan) is not None
+
+
+def _stands_in(one: Candidate, chosen: Candidate) -> bool:
+    mine, theirs = ({step.method for step in plan.steps if rounds(step)} for plan in (one.plan, chosen.plan))
+    return mine == theirs and _about_as_large(one, chosen)
+
+
+def _about_as_large(one: Candidate, other: Candidate) -> bool:
+    if one.facts is None or other.facts is None:
+        return False
+    sizes = sorted((one.facts.bytes.result, other.facts.bytes.result))
+    return sizes[1] <= SAME_SIZE * sizes[0]
 
 
 def _chosen(difference: _Difference, plan: Plan) -> bool:

@@ -12,9 +12,11 @@ from typing import NamedTuple
 from gossamer.nouns.budget import Budget
 from gossamer.nouns.diagnosis import Finding, LayerBlame, RangeHistogram, StepEffect, worst
 from gossamer.nouns.facts import Facts
-from gossamer.nouns.plan import Plan
+from gossamer.nouns.plan import Plan, quantizing, rounds
+from gossamer.nouns.prediction import Forecast
 from gossamer.nouns.record import Candidate, Splits
 from gossamer.report.contrasts import Contrast, contrasts
+from gossamer.report.forecast_findings import forecast_findings
 from gossamer.report.words import drop_text, is_share, number, scope_names
 
 MOST = 7
@@ -43,6 +45,7 @@ class Case:
         options: further options of the command that made this, each with a blank in front.
         advice: a line about the preprocessing, empty where it seems right.
         layers, ranges, steps: see `Diagnosis`.
+        forecast: see `Record`.
     """
 
     plan: Plan
@@ -59,6 +62,7 @@ class Case:
     layers: tuple[LayerBlame, ...] = ()
     ranges: tuple[RangeHistogram, ...] = ()
     steps: tuple[StepEffect, ...] = ()
+    forecast: Forecast | None = None
 
 
 class Weighed(NamedTuple):
@@ -77,6 +81,7 @@ def findings(case: Case) -> tuple[Finding, ...]:
         *_certainty(case),
         *_worst_layer(case),
         *_ranges(case),
+        *(Weighed(*one) for one in forecast_findings(case.forecast, case.model, case.data)),
         *_latency(case),
         *(Weighed(50 + min(abs(one.gain_db), 9), one.finding) for one in told if _notable(one)),
         *_faster(case),
@@ -164,9 +169,7 @@ def _spread_words(case: Case, layer: LayerBlame) -> str:
 
 def _in_float(case: Case, layer: LayerBlame) -> str:
     """The edit of plan.yaml that leaves a layer in float."""
-    method = next(
-        (step.method for step in case.plan.steps if step.method.startswith("quantize")), "the quantizing step"
-    )
+    method = next((step.method for step in case.plan.steps if rounds(step)), "the quantizing step")
     names = ", ".join(f"`{escape(name)}`" for name in (layer.node, *layer.restored_with))  # a scope holds patterns
     edit = f"add {names} to `skip` of `{method}`'s scope in `plan.yaml`, then `{_replay(case)}`."
     ratio = layer.restored_latency_ratio
@@ -220,7 +223,7 @@ def _other_ranges(case: Case, wanted: str) -> str:
 
 def _latency(case: Case) -> Iterator[Weighed]:
     """Integers did not make it faster: why."""
-    integer = [one for one in case.candidates if any(step.method.startswith("quantize") for step in one.plan.steps)]
+    integer = [one for one in case.candidates if quantizing(one.plan) is not None]
     ratio = max((one.facts.latency_ms.ratio for one in integer if one.facts), default=math.nan)
     latency = case.facts.latency_ms
     if not ratio < NOTABLE_SPEED or not case.operators or not math.isfinite(latency.original):

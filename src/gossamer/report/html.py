@@ -1,4 +1,4 @@
-"""The report as one HTML file that opens offline: verdict, figures, findings, candidates, steps, layers, where."""
+"""The report as one HTML file that opens offline: verdict, figures, findings, trials, steps, bits, layers, where."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import jinja2
 from gossamer.nouns.diagnosis import Diagnosis
 from gossamer.nouns.facts import Energy
 from gossamer.nouns.model import write_file
+from gossamer.nouns.prediction import Forecast
 from gossamer.nouns.record import Candidate, Record
 from gossamer.report import charts, explanation, words
+from gossamer.report.forecast import bits_figure, noise_figure
 from gossamer.report.picture import figure
+from gossamer.report.predictions import HEADER, constrained, prediction_rows, sentences
 
 PAGE = Path(__file__).with_name("page.html")
 
@@ -35,7 +38,8 @@ def write_report(record: Record, path: Path) -> None:
     )
     page = environment.from_string(PAGE.read_text(encoding="utf-8"))
     ranked, diagnosis = rank(record), record.diagnosis or Diagnosis()
-    figures = _figures(record, ranked, diagnosis)
+    forecast = record.forecast if record.forecast and constrained(record.forecast) else None
+    figures = _figures(record, ranked, diagnosis, forecast)
     text = page.render(
         record=record,
         headline=words.headline(record),
@@ -48,6 +52,7 @@ def write_report(record: Record, path: Path) -> None:
         layers=explanation.worst_layers(diagnosis.layers),
         layer_count=len(diagnosis.layers),
         ranges=explanation.ranges(diagnosis.ranges),
+        forecast=_forecast(forecast, figures) if forecast else None,
         notes=record.notes,
         optimistic=[words.OPTIMISTIC.get(figure, figure) for figure in record.splits.optimistic],
         metric=words.metric_words(record.accuracy, record.labelled),
@@ -167,9 +172,26 @@ def _steps(record: Record) -> list[str]:
     return [f"{record.chosen or 'nothing'}: not among the candidates that were tried"]
 
 
-def _figures(record: Record, ranked: Sequence[Candidate], diagnosis: Diagnosis) -> dict[str, Any]:
+def _forecast(forecast: Forecast, figures: dict[str, Any]) -> dict[str, Any]:
+    """What the page says of the weights' new forms."""
+    return {
+        "sentences": sentences(forecast),
+        "header": [name.capitalize() for name in HEADER],
+        "rows": prediction_rows(forecast.predictions),
+        "left": any(not one.constraint for one in forecast.predictions),
+        "measured": "noise" in figures,
+    }
+
+
+def _figures(
+    record: Record, ranked: Sequence[Candidate], diagnosis: Diagnosis, forecast: Forecast | None
+) -> dict[str, Any]:
     """The pictures by the id of their place in the page."""
     figures = {"picture": figure(record, ranked)} if ranked else {}
+    if forecast is not None:
+        figures["bits"] = bits_figure(forecast)
+        noise = noise_figure(forecast)
+        figures |= {"noise": noise} if noise else {}
     if diagnosis.layers:
         figures["layers"] = charts.layers_figure(diagnosis.layers)
     ranges = {f"range-{place}": charts.range_figure(one) for place, one in enumerate(diagnosis.ranges, 1)}

@@ -15,6 +15,7 @@ from gossamer.measuring.layers import Layer
 from gossamer.nouns.facts import Accuracy, Bytes, Latency, LayerError
 from gossamer.nouns.record import Candidate, Comparison, Record
 from gossamer.report import words
+from gossamer.report.predictions import constrained, summary
 
 BESIDE = ("report.html", "record.json", "plan.yaml")  # what stands beside the artifact
 MOST_FINDINGS = 3  # shown; the report has them all
@@ -38,6 +39,8 @@ def print_record(record: Record, console: Console) -> None:
     _line(console, _conditions(record.accuracy, record.latency_ms, record.machine.processor), "dim")
     if not record.labelled:
         _line(console, words.metric_words(record.accuracy, record.labelled), "dim")
+    if record.forecast and constrained(record.forecast):
+        _line(console, summary(record.forecast), "dim")
     _findings(record, console)
     if len(record.candidates) > 1:
         console.print()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,27 @@ from hypothesis import strategies as st
 from tests.passes.graphs import applied, normal, operators, optimized, parse, run
 
 from gossamer.arith.weight_grid import Grid, in_groups, weight_grid
+from gossamer.constraints import grid as constraints
+from gossamer.constraints.contract import as_text
 from gossamer.errors import CandidateError, ModelError, OptionError
 from gossamer.graph.edit import constant
 from gossamer.graph.weight_forms import BLOCKS
 from gossamer.nouns.model import Model, save, to_bytes
 from gossamer.nouns.plan import Scope, Step
-from gossamer.passes import contract, quantize_weights
+from gossamer.passes import constrain_weights, contract
+
+GRID = ("symmetric", "granularity")
 
 
 def quantized(model: Model, scope: Scope | None = None, **config: Any) -> contract.Result:
-    return applied(Step("quantize_weights", config, scope or Scope()), model)
+    return applied(step_of(config, scope or Scope()), model)
+
+
+def step_of(config: dict[str, Any], scope: Scope) -> Step:
+    """Bits, symmetric and granularity are of the grid; the rest are options of the pass."""
+    grid = as_text(constraints.Grid(config.get("bits", 8), **{key: config[key] for key in GRID if key in config}))
+    rest = {key: value for key, value in config.items() if key not in ("bits", *GRID)}
+    return Step("constrain_weights", {"constraint": grid, "solver": "nearest", **rest}, scope)
 
 
 def stored(model: Model) -> dict[str, np.ndarray]:
@@ -38,7 +50,7 @@ def expected_grid(w: np.ndarray, channel_axis: int, config: dict[str, Any]) -> G
         w, shared = in_groups(w, 1 - channel_axis, granularity), (2 - channel_axis,)
     elif granularity == "channel":
         shared = tuple(axis for axis in shared if axis != channel_axis)
-    return weight_grid(w, shared, config["bits"], config["symmetric"], config["scales"] == "mse")
+    return weight_grid(w, shared, config["bits"], config["symmetric"])
 
 
 def rounded_by_kernel(x_MK: np.ndarray, block: int) -> np.ndarray:
@@ -54,7 +66,6 @@ configs = st.fixed_dictionaries(
     {
         "bits": st.sampled_from([8, 4]),
         "symmetric": st.booleans(),
-        "scales": st.sampled_from(["minmax", "mse"]),
         "granularity": st.sampled_from(["channel", "tensor", 5, 16, 32]),
     }
 )
@@ -128,7 +139,7 @@ def test_convolutions(bits: int, granularity: Any, form: str) -> None:
     )
     w, x = stored(model)["w"], normal(1, 4, 9, 9)
     result = quantized(model, bits=bits, granularity=granularity, form=form).model
-    grid = expected_grid(w, 0, {"bits": bits, "granularity": granularity, "symmetric": True, "scales": "minmax"})
+    grid = expected_grid(w.reshape(6, -1), 0, {"bits": bits, "granularity": granularity, "symmetric": True})
     model.ir.graph.initializers["w"].const_value = ir.tensor(grid.real().reshape(w.shape), name="w")
     (wanted,) = run(model, x=x)
     for optimize in (False, True):
@@ -142,7 +153,7 @@ def test_an_odd_number_of_4_bit_integers_fills_the_last_byte(shape: tuple[int, .
     result = quantized(parse(text, w=shape), bits=4).model
     size = int(np.prod(shape))
     assert size % 2 and result.weight_bytes() == (size + 1) // 2 + 4 * shape[0]
-    grid = expected_grid(normal(*shape, seed=7), 0, {"bits": 4, "symmetric": True, "scales": "minmax"})
+    grid = expected_grid(normal(*shape, seed=7), 0, {"bits": 4, "symmetric": True})
     again = onnx.load_from_string(to_bytes(result)).graph.initializer
     integers = next(tensor for tensor in again if tensor.name == "w_quantized")
     assert integers.data_type == onnx.TensorProto.INT4 and len(integers.raw_data) == (size + 1) // 2
@@ -223,7 +234,7 @@ def test_rows_of_a_table(optimize: bool, bits: int, symmetric: bool, granularity
     config = {"bits": bits, "symmetric": symmetric, "granularity": granularity}
     result = quantized(model, **config).model
     rows = np.array([[0, 7, 299, -1], [-300, -2, 5, 5]])
-    wanted = expected_grid(table, 0, {**config, "scales": "minmax"}).real().reshape(table.shape)
+    wanted = expected_grid(table, 0, {**config}).real().reshape(table.shape)
     (y,) = run(result, optimize, rows=rows)
     assert np.array_equal(y, wanted[rows])
     scales = {"channel": 300, "tensor": 1, 8: 600}[granularity]
@@ -258,7 +269,7 @@ def test_table_that_is_also_a_matrix_is_stored_once(form: str) -> None:
     model, rows = parse(text, table=(300, 16)), np.array([3, 1, 299])
     result = quantized(model, form=form).model
     assert {name for name in stored(result) if "shape" not in name} == {"table_quantized", "table_scale"}
-    w = expected_grid(stored(model)["table"], 0, {"bits": 8, "symmetric": True, "scales": "minmax"}).real()
+    w = expected_grid(stored(model)["table"], 0, {"bits": 8, "symmetric": True}).real()
     assert np.allclose(run(result, rows=rows)[0], w[rows] @ w.T, rtol=1e-5, atol=1e-4)
 
 
@@ -273,10 +284,10 @@ def test_weights_with_other_readers_stay_in_float() -> None:
     model = parse(text, w=(32, 32), v=(32, 32), zero=np.array(-1e9, np.float32))
     result = quantized(model)
     assert {"w", "v_quantized"} <= set(stored(result.model)) and "v" not in stored(result.model)
-    reason = "quantize_weights left node_a in float: its weight w has other readers, and would be stored twice"
+    reason = "constrain_weights left node_a as it was: its weight w has other readers, and would be stored twice"
     assert result.notes == (reason,)
     both = parse("test (float[4,32] x) => (float[4,32] y) { a = MatMul(x, w)  y = MatMul(a, w) }", w=(32, 32))
-    with pytest.raises(OptionError, match="'node_a': its weight w has other readers"):
+    with pytest.raises(OptionError, match="'node_a' into grid:8: its weight w has other readers"):
         quantized(both, Scope(only=("node_a",)))
 
 
@@ -290,8 +301,8 @@ REFUSED = """test (float[N,6,8] x, float[8,8] u) => (float[N,6,8] y) {
     ("node", "config", "reason"),
     [
         ("node_a", {"form": "matmulnbits"}, "MatMulNBits is no convolution; use form cast"),
-        ("node_a", {"granularity": 4}, "its 6 input channels are not a multiple of the granularity 4"),
-        ("node_d", {"granularity": 16}, "its 8 input channels are not a multiple of the granularity 16"),
+        ("node_a", {"granularity": 4}, "its rows of 6 weights are not a multiple of the group 4"),
+        ("node_d", {"granularity": 16}, "its rows of 8 weights are not a multiple of the group 16"),
         (
             "node_d",
             {"granularity": 4, "form": "matmulnbits"},
@@ -305,16 +316,17 @@ REFUSED = """test (float[N,6,8] x, float[8,8] u) => (float[N,6,8] y) {
 def test_what_cannot_apply(node: str, config: dict[str, Any], reason: str) -> None:
     """Asked for by name it is an error; else the node stays in float with a note, if there is a weight in it."""
     model = parse(REFUSED, k=(6, 6, 1), w=(8, 8), cube=(1, 8, 8))
-    with pytest.raises(OptionError, match=f"quantize_weights cannot quantize node '{node}': {reason}"):
+    with pytest.raises(OptionError, match=f"constrain_weights cannot put node '{node}' into grid:.*: {reason}"):
         quantized(model, Scope(only=(node,)), **config)
-    noted = [note for note in quantized(model, **config).notes if f"left {node} in float: {reason}" in note]
+    noted = [note for note in quantized(model, **config).notes if f"left {node} as it was: {reason}" in note]
     assert len(noted) == (node not in ("node_b", "node_c"))
 
 
 def test_old_opsets_have_no_4_bits() -> None:
+    """A type of 4 bits, and groups in DequantizeLinear, came with opset 21; bit planes need 18."""
     model = parse("test (float[M,32] x) => (float[M,8] y) { y = MatMul(x, w) }", opset=20, w=(32, 8))
     refused: tuple[tuple[dict[str, Any], str], ...] = (
-        ({"bits": 4, "form": "cast"}, "4 bit tensors need opset 21, the graph has 20"),
+        ({"bits": 4, "form": "dequantize"}, "4 bit tensors need opset 21, the graph has 20"),
         ({"granularity": 16, "form": "dequantize"}, "groups in DequantizeLinear need opset 21, the graph has 20"),
     )
     for config, what in refused:
@@ -323,23 +335,28 @@ def test_old_opsets_have_no_4_bits() -> None:
         assert quantized(model, form=form).modified
     assert quantized(model, bits=4).modified
     text = """test (int64[N] rows) => (float[N,300] y) { a = Gather(table, rows)  y = Gemm<transB=1>(a, table) }"""
-    tied = quantized(parse(text, opset=20, table=(300, 16)), bits=4)  # together they need a cast
-    assert not tied.modified and "4 bit tensors need opset 21" in tied.notes[0]
+    for opset, made in ((20, "BitwiseAnd"), (21, "Cast")):  # together they need a cast
+        tied = quantized(parse(text, opset=opset, table=(300, 16)), bits=4).model
+        assert operators(tied)[made] == 1 and tied.weight_bytes() < 300 * 16 / 2 + 300 * 4 + 200
+    old = quantized(parse(text.replace("300", "1300"), opset=17, table=(1300, 16)), bits=5)
+    assert not old.modified and "5 bit tensors need opset 18, the graph has 17" in old.notes[0]
 
 
 def test_weights_that_would_not_shrink_stay() -> None:
     result = quantized(parse("test (float[M,1] x) => (float[M,8] y) { y = MatMul(x, w) }", w=(1, 8)), form="cast")
     assert (
-        not result.modified and "node_y in float: integers and scales take 40 bytes, the floats 32" in result.notes[0]
+        not result.modified and "node_y as it was: integers and scales take 40 bytes, the floats 32" in result.notes[0]
     )
 
 
 def test_options_are_checked() -> None:
     model = parse("test (float[M,32] x) => (float[M,8] y) { y = MatMul(x, w) }", w=(32, 8))
-    wrong: dict[str, Any] = {"bits": 5, "granularity": 1, "form": "qdq", "scales": "gptq", "symmetric": "yes"}
-    for option, value in (*wrong.items(), ("granularity", "row")):
-        with pytest.raises(OptionError, match=rf"quantize_weights: .*{option}.*its options are bits"):
-            contract.run(Step("quantize_weights", {option: value}), model)
+    for text in ("grid:9", "grid:8:group=1", "grid:8:row", "grind:8", "grid"):
+        with pytest.raises(OptionError, match=re.escape(repr(text)[1:-1])):
+            contract.run(Step("constrain_weights", {"constraint": text}), model)
+    for option, value in {"form": "qdq", "solver": "gptq", "sequential": "yes"}.items():
+        with pytest.raises(OptionError, match=rf"constrain_weights: .*{option}.*its options are constraint"):
+            contract.run(Step("constrain_weights", {option: value}), model)
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
@@ -353,15 +370,15 @@ def test_a_broken_promise_is_noticed() -> None:
     model = parse("test (float[M,32] x) => (float[M,8] y) { y = MatMul(x, w) }", w=(32, 8))
     result = quantized(model, bits=8, form="cast")
     with pytest.raises(CandidateError, match="w_quantized is INT8, promised INT4 or UINT8"):
-        quantize_weights.ensures(model, result, quantize_weights.Config(bits=4))
-    with pytest.raises(CandidateError, match="saved nothing"):
-        quantize_weights.ensures(result.model, contract.Result(model, True), quantize_weights.Config())
+        constrain_weights.ensures(model, result, constrain_weights.Config("grid:4"))
+    with pytest.raises(CandidateError, match="grid:8 saved nothing"):
+        constrain_weights.ensures(result.model, contract.Result(model, True), constrain_weights.Config())
 
 
 @pytest.mark.parametrize("form", ["fastest", "cast", "dequantize"])
 def test_the_same_bytes_twice(form: str) -> None:
     model = parse(REFUSED, k=(6, 6, 1), w=(8, 8), cube=(1, 8, 8))
-    config: dict[str, Any] = {"bits": 4, "scales": "mse", "symmetric": False, "form": form}
+    config: dict[str, Any] = {"bits": 4, "symmetric": False, "form": form}
     assert to_bytes(quantized(model, **config).model) == to_bytes(quantized(model, **config).model)
 
 

@@ -1,0 +1,52 @@
+"""The second moment of what a weight is multiplied with, and the objective it defines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Moments(NamedTuple):
+    """Of one weight (G, O, K), summed over all its uses and positions, and divided by the number of samples.
+
+    Attributes:
+        h_GKK: float32 or float64 (G, K, K), symmetric; None means the identity, as for tables.
+        rows_GO: float64 (G, O): how often a sample looks a table's row up; None means once, as for matrices.
+        samples: how many were seen.
+        source: "samples", or "batch norm" or "noise" where there were none.
+    """
+
+    h_GKK: np.ndarray | None
+    rows_GO: np.ndarray | None = None
+    samples: int = 0
+    source: str = "samples"
+
+
+def loss(error_GOK: np.ndarray, moments: Moments) -> np.ndarray:
+    """tr(E H E^T) of every output channel, float64 (G, O): the expected squared error of its outputs, a sample."""
+    error = np.asarray(error_GOK, np.float64)
+    heard = error if moments.h_GKK is None else error @ moments.h_GKK
+    each = np.einsum("gok,gok->go", heard, error)
+    return np.asarray(each if moments.rows_GO is None else each * moments.rows_GO)
+
+
+def pooled_moments(parts: Sequence[Moments]) -> Moments:
+    """Of one weight, from the moments of several parts of the samples, all of which were seen."""
+    count = sum(part.samples for part in parts)
+    if len(parts) == 1 or not count:
+        return parts[0]
+    h_GKK, rows_GO = parts[0][:2]
+    if h_GKK is not None:
+        h_GKK = _mean([np.asarray(part.h_GKK) for part in parts], [part.samples / count for part in parts])
+    if rows_GO is not None:
+        rows_GO = _mean([np.asarray(part.rows_GO) for part in parts], [part.samples / count for part in parts])
+    return parts[0]._replace(h_GKK=h_GKK, rows_GO=rows_GO, samples=count)
+
+
+def _mean(arrays: Sequence[np.ndarray], shares: Sequence[float]) -> np.ndarray:
+    total = arrays[0] * arrays[0].dtype.type(shares[0])
+    for array, share in zip(arrays[1:], shares[1:], strict=True):
+        total += array * array.dtype.type(share)
+    return np.asarray(total)

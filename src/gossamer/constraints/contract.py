@@ -1,0 +1,162 @@
+"""What every constraint can do, the union of all, and how one is written in a line of text.
+
+A constraint is a frozen value, tagged in JSON with its `type`. Weights are (G, O, K), see `arith.forms`.
+
+    project(w_GOK, k_shape=()) -> Form       the nearest point of the set, without data; the same again for a result
+    contains(w_GOK, k_shape=()) -> bool      within the rounding of float32
+    obstacle(shape_GOK, k_shape=()) -> str   why it cannot apply to a shape, in one line, or ""
+
+`k_shape` is what K was made of, (I, kh, kw) for a convolution. `project` raises OptionError with the obstacle's text.
+
+In text, a name, its main number and options, with colons between them; two that hold at once with a plus sign:
+
+    grid:4   grid:4:group=64   grid:8:tensor   grid:4:asymmetric
+    sparse:0.7   sparse:2:4   sparse:0.5:block=4x1
+    codebook:16   codebook:16:channel   codebook:256:dimension=4
+    low_rank:32   low_rank:0.9 (a share of the energy)   low_rank:32:tucker
+    shared   sparse:0.7+grid:4   sparse:0.7+codebook:16   low_rank:32+grid:8
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from gossamer.constraints.codebook import Codebook
+from gossamer.constraints.composed import Composed
+from gossamer.constraints.grid import Grid
+from gossamer.constraints.low_rank import LowRank
+from gossamer.constraints.shared import Shared
+from gossamer.constraints.sparse import Sparse
+from gossamer.errors import OptionError
+
+Constraint = Grid | Sparse | Codebook | LowRank | Shared | Composed
+
+ALLOWED = {
+    "grid": "2 to 8 or 16 bits, tensor, channel or group=N, symmetric or asymmetric; for instance grid:4:group=64",
+    "sparse": "a ratio below 1 with or without block=ROWSxCOLUMNS, or N:M; for instance sparse:0.7 or sparse:2:4",
+    "codebook": "2 to 65536 entries, tensor or channel, dimension=N; for instance codebook:16:channel",
+    "low_rank": "a rank, or a share of the energy up to 1, svd, tucker or cp; for instance low_rank:32 or low_rank:0.9",
+    "shared": "no options: shared",
+}
+
+
+def constraint_from_text(text: str) -> Constraint:
+    """Read a constraint from a line such as "grid:4:group=64"; `as_text` writes it.
+
+    Raises:
+        OptionError: the text names no constraint, or one with options that it does not have.
+    """
+    parts = [_single(part.strip(), text) for part in text.split("+")]
+    if len(parts) == 1:
+        return parts[0]
+    first, then = parts[0], parts[1]
+    if len(parts) > 2 or not isinstance(first, Sparse | LowRank) or not isinstance(then, Grid | Codebook):
+        raise OptionError(
+            f"constraint {text!r}: two can be joined, first sparse or low_rank, then grid or codebook; "
+            "for instance sparse:0.7+grid:4"
+        )
+    try:
+        return Composed(first, then)
+    except OptionError as error:
+        raise OptionError(f"constraint {text!r}: {error}") from None
+
+
+def as_text(constraint: Constraint) -> str:
+    """The constraint in a line that `constraint_from_text` reads."""
+    words: list[str | int]
+    match constraint:
+        case Composed(first=first, then=then):
+            return f"{as_text(first)}+{as_text(then)}"
+        case Grid(bits=bits, symmetric=symmetric, granularity=granularity):
+            words = ["grid", bits, "" if symmetric else "asymmetric"]
+            words.append(granularity if granularity == "tensor" else "")
+            words.append(f"group={granularity}" if isinstance(granularity, int) else "")
+        case Sparse(pattern=(n, m)):
+            words = ["sparse", n, m]
+        case Sparse(ratio=ratio, block=(rows, columns)):
+            words = ["sparse", repr(ratio), "" if rows == columns == 1 else f"block={rows}x{columns}"]
+        case Codebook(k=k, scope=scope, dimension=width):
+            words = ["codebook", k, scope if scope == "channel" else "", f"dimension={width}" if width > 1 else ""]
+        case LowRank(rank=rank, energy_ratio=ratio, split=split):
+            words = ["low_rank", repr(ratio) if rank is None else rank, split if split != "svd" else ""]
+        case _:
+            words = ["shared"]
+    return ":".join(str(word) for word in words if word != "")
+
+
+def _single(part: str, text: str) -> Grid | Sparse | Codebook | LowRank | Shared:
+    name, *words = part.split(":")
+    if name not in ALLOWED:
+        allowed = ", ".join(ALLOWED)
+        raise OptionError(f"constraint {text!r}: there is no {name!r}; allowed are {allowed}; for instance grid:4")
+    try:
+        fields = {"type": name, **_fields(name, words)}
+        constraint: Grid | Sparse | Codebook | LowRank | Shared = msgspec.convert(
+            fields, Grid | Sparse | Codebook | LowRank | Shared
+        )
+    except (ValueError, OptionError) as error:  # msgspec's ValidationError is a ValueError
+        said = " ".join(str(error).split())
+        raise OptionError(f"constraint {text!r}: {said}; allowed are {ALLOWED[name]}") from None
+    return constraint
+
+
+def _fields(name: str, words: list[str]) -> dict[str, Any]:
+    """The fields that the words behind a name stand for; values are checked by whoever builds the constraint.
+
+    Raises:
+        ValueError: a word has no meaning there, or two say the same.
+    """
+    if name == "sparse" and len(words) > 1 and words[0].isdigit() and words[1].isdigit():
+        words = [f"{words[0]}/{words[1]}", *words[2:]]
+    fields: dict[str, Any] = {}
+    for at, word in enumerate(words):
+        key, value = _main(name, word) if at == 0 else _option(name, word)
+        if key in fields:
+            raise ValueError(f"{word!r} is one word too many")
+        fields[key] = value
+    return fields
+
+
+def _main(name: str, word: str) -> tuple[str, Any]:
+    whole = int(word) if re.fullmatch(r"[0-9]+", word) else None
+    match name:
+        case "grid" if whole is not None:
+            return "bits", whole
+        case "codebook" if whole is not None:
+            return "k", whole
+        case "low_rank" if whole is not None:
+            return "rank", whole
+        case "low_rank" if _is_number(word):
+            return "energy_ratio", float(word)
+        case "sparse" if "/" in word:
+            return "pattern", tuple(int(count) for count in word.split("/"))
+        case "sparse" if _is_number(word):
+            return "ratio", float(word)
+        case _:
+            raise ValueError(f"{word!r} is no number" if name != "shared" else f"{word!r} is one word too many")
+
+
+def _option(name: str, word: str) -> tuple[str, Any]:
+    match name, word.partition("="):
+        case "grid", ("tensor" | "channel", "", _):
+            return "granularity", word
+        case "grid", ("symmetric" | "asymmetric", "", _):
+            return "symmetric", word == "symmetric"
+        case "grid", ("group", "=", count) if count.isdigit():
+            return "granularity", int(count)
+        case "sparse", ("block", "=", size) if re.fullmatch(r"[0-9]+x[0-9]+", size):
+            return "block", tuple(int(count) for count in size.split("x"))
+        case "codebook", ("tensor" | "channel", "", _):
+            return "scope", word
+        case "codebook", ("dimension", "=", count) if count.isdigit():
+            return "dimension", int(count)
+        case "low_rank", ("svd" | "tucker" | "cp", "", _):
+            return "split", word
+    raise ValueError(f"{word!r} is no option of {name}")
+
+
+def _is_number(word: str) -> bool:
+    return re.fullmatch(r"[0-9]*\.?[0-9]+(e-?[0-9]+)?", word) is not None

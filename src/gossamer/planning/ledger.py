@@ -1,0 +1,159 @@
+"""Every weight and what it could become: predicted noise of the network's outputs, and stored bytes.
+
+The noise of an option is the objective over the energy of the layer's outputs, times the layer's gain, which was
+measured. Noises of layers are summed, as if they were independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+
+from gossamer.arith.forms import floats_of
+from gossamer.arith.moments import Moments
+from gossamer.constraints.contract import Constraint, as_text
+from gossamer.graph.edit import constant
+from gossamer.graph.weight_matrix import WeightMatrix
+from gossamer.graph.weight_uses import OPERATORS, read_alike, weight_uses
+from gossamer.measuring.evidence import Evidence
+from gossamer.measuring.output_noise import output_noise
+from gossamer.nouns.model import Model
+from gossamer.planning.sensitivity import gains
+from gossamer.solvers import nearest, second_order
+from gossamer.solvers.contract import Solved
+from gossamer.solvers.options import Option, options
+
+SAMPLES = 32  # for gains: noise is a mean over many values
+REFERENCE = 0.01  # noise over signal of a layer that is disturbed: far above rounding, far below where nets fall apart
+ESTIMATED = "estimated from nearest, as time was short"
+
+
+class Entry(NamedTuple):
+    """A weight.
+
+    Attributes:
+        weight: its initializer.
+        nodes: its readers, in graph order.
+        options: float first, then every constraint that can apply.
+        gain: noise over signal of the network's outputs, over that of the layer's.
+    """
+
+    weight: str
+    nodes: tuple[str, ...]
+    options: tuple[Option, ...]
+    gain: float = 1.0
+
+    def noise_ratios(self) -> np.ndarray:
+        """Predicted noise over signal of the network's outputs, of every option, float64."""
+        return self.gain * np.array([option.noise_ratio for option in self.options])
+
+
+def ledger(
+    model: Model,
+    evidence: Evidence,
+    constraints: Sequence[Constraint],
+    skip: Sequence[str] = (),
+    budget_s: float = 120.0,
+    clock: Callable[[], float] = perf_counter,
+) -> tuple[Entry, ...]:
+    """Solve for every weight under every constraint, and measure gains.
+
+    Args:
+        model: with constants and norms folded, as the plan's first steps leave it.
+        skip: nodes that stay as they are.
+        budget_s: of which solving takes up to three quarters: after that, losses are those of the nearest point times
+            what solving gained for other weights under the same constraint.
+
+    Raises:
+        ModelError, DataError, CandidateError: see `Evidence.moments` and `output_noise`.
+    """
+    begin = clock()
+    uses = uses_of(model, skip)
+    moments = evidence.moments(model, list(uses))
+    entries: list[Entry] = []
+    for weight, readers in uses.items():
+        late = clock() - begin > 0.75 * budget_s
+        solve = nearest.solve if late else partial(_kept, evidence, model, weight)
+        found = options(matrix_of(readers[0]), constraints, moments[weight], solve, readers[0].k_shape)
+        entries.append(Entry(weight, tuple(use.node.name or "" for use in readers), found))
+        if late:
+            entries[-1] = _estimated(entries[-1], entries[:-1])
+    return _with_gains(entries, uses, moments, model, evidence, begin + budget_s - clock(), clock)
+
+
+def _kept(
+    evidence: Evidence,
+    model: Model,
+    weight: str,
+    w_GOK: np.ndarray,
+    constraint: Constraint,
+    moments: Moments | None,
+    k_shape: tuple[int, ...] = (),
+) -> Solved:
+    """The least loss, kept for the pass that will ask for it."""
+    key = (weight, as_text(constraint))
+    return evidence.once(model, key, lambda: second_order.solve(w_GOK, constraint, moments, k_shape))
+
+
+def uses_of(model: Model, skip: Sequence[str] = ()) -> dict[str, list[WeightMatrix]]:
+    """Initializer -> its readers, of weights that all of these see as the same matrix."""
+    nodes = (node for node in model.ir.graph if node.op_type in OPERATORS and node.name not in skip)
+    found = weight_uses(nodes, embeddings=True).uses
+    return {weight.name or "": readers for weight, readers in found.items() if read_alike(readers)}
+
+
+def matrix_of(use: WeightMatrix) -> np.ndarray:
+    """The weight as (G, O, K)."""
+    return use.to_matrix(np.asarray(constant(use.value)))
+
+
+def _estimated(entry: Entry, solved: Sequence[Entry]) -> Entry:
+    """Losses of the nearest point, times what solving gained elsewhere under the same constraint."""
+    shares: dict[Constraint | None, list[float]] = {}
+    for other in solved:
+        for option in other.options:
+            if option.nearest_loss > 0 and option.reason != ESTIMATED:
+                shares.setdefault(option.constraint, []).append(option.loss / option.nearest_loss)
+    estimates = [
+        option._replace(loss=option.loss * float(np.median(shares.get(option.constraint, [1.0]))), reason=ESTIMATED)
+        for option in entry.options
+    ]
+    return entry._replace(options=tuple(estimates))
+
+
+def _with_gains(
+    entries: Sequence[Entry],
+    uses: Mapping[str, list[WeightMatrix]],
+    moments: Mapping[str, Moments],
+    model: Model,
+    evidence: Evidence,
+    budget_s: float,
+    clock: Callable[[], float],
+) -> tuple[Entry, ...]:
+    """Every weight disturbed alone, by the option whose noise is closest to the reference.
+
+    By the solver's own answer to it, as the outputs hear the biased errors of plain rounding up to twice as loud.
+    """
+    references = {entry.weight: _reference(entry) for entry in entries}
+    known = {weight: option for weight, option in references.items() if option is not None}
+    noise = output_noise(model, list(known), evidence.samples.first(SAMPLES), evidence.threads)
+
+    def measure(weight: str) -> float:
+        use, chosen = uses[weight][0], known[weight].constraint
+        if chosen is None:
+            return 0.0
+        form = _kept(evidence, model, weight, matrix_of(use), chosen, moments[weight], use.k_shape).form
+        return noise({weight: use.from_matrix(floats_of(form))})
+
+    ratios = {weight: option.noise_ratio for weight, option in known.items()}
+    found = gains(list(known), ratios, measure, max(budget_s, 0.0), clock)
+    return tuple(entry._replace(gain=found.get(entry.weight, 1.0)) for entry in entries)
+
+
+def _reference(entry: Entry) -> Option | None:
+    noisy = [option for option in entry.options if option.noise_ratio > 0]
+    return min(noisy, key=lambda one: abs(np.log(one.noise_ratio / REFERENCE)), default=None)

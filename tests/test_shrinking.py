@@ -1,0 +1,104 @@
+"""Shrinking: limits, attempts and what becomes of a limit that cannot be reached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper
+from tests.packaged import demo_in
+from tests.passes.graphs import make, normal
+from tests.quick import first_round_only, time_little
+
+import gossamer
+from gossamer.errors import OptionError
+from gossamer.measuring.evidence import Evidence
+from gossamer.nouns.model import Model, to_bytes
+from gossamer.nouns.plan import Plan
+from gossamer.nouns.samples import samples_from_arrays
+from gossamer.passes.contract import run_plan
+from gossamer.shrinking import Ledger, shrink, weigh
+
+
+def net() -> Model:
+    """Three products, of which the middle one is loudest."""
+    nodes, x = [], "x"
+    for at in range(3):
+        y = "y" if at == 2 else f"a{at}"
+        nodes.append(helper.make_node("MatMul", [x, f"w{at}"], [y], name=f"product{at}"))
+        x = y
+    return make(nodes, ("n", 64), {f"w{at}": normal(64, 64, seed=at) for at in range(3)})
+
+
+@pytest.fixture(scope="module")
+def found() -> Ledger:
+    return weigh(net(), evidence(), {}, 60.0)
+
+
+def evidence() -> Evidence:
+    return Evidence(samples_from_arrays({"x": normal(64, 64, seed=9)}))
+
+
+def size_of(plan: Plan) -> int:
+    return len(to_bytes(run_plan(Plan("p", plan.steps[:-1]), net(), evidence()).model))
+
+
+def test_files_are_within_their_limits(found: Ledger) -> None:
+    for limit in (30_000, 15_000, 9_000):
+        assert 0.7 * limit < size_of(found.within(limit).plan) <= limit
+
+
+def test_the_smallest_limit_that_holds_is_searched(found: Ledger) -> None:
+    tried: list[float] = []
+
+    def attempt(plan: Plan) -> bool:
+        tried.append(size_of(plan))
+        return tried[-1] > 12_000
+
+    shrink(found, 50_000, None, True, attempt)
+    assert 3 <= len(tried) <= 6
+    assert min(size for size in tried if size > 12_000) < 14_500
+
+
+def test_a_limit_is_tried_first_and_not_undercut_unless_size_is_the_aim(found: Ledger) -> None:
+    tried: list[float] = []
+    shrink(found, 50_000, 20_000, False, lambda plan: tried.append(size_of(plan)) or True)
+    assert len(tried) == 1 and tried[0] <= 20_000
+
+
+def test_a_limit_that_breaks_the_floor_ends_it(found: Ledger) -> None:
+    tried: list[Plan] = []
+    shrink(found, 50_000, 20_000, True, lambda plan: bool(tried.append(plan)))
+    assert len(tried) == 1
+
+
+def test_out_of_reach_says_the_smallest(found: Ledger) -> None:
+    with pytest.raises(OptionError, match=r"1,000 bytes cannot be reached: the smallest is \d,\d{3} bytes"):
+        shrink(found, 50_000, 1_000, True, lambda plan: True)
+
+
+def test_the_demo_network_becomes_eight_times_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    time_little(monkeypatch)
+    first_round_only(monkeypatch)
+    folder = demo_in(tmp_path, 300)
+    budget = gossamer.Budget(0.03, "latency", max_size_ratio=1 / 8)
+    record = gossamer.compress(folder / "original.onnx", folder / "data.npz", budget, tmp_path / "out")
+    assert record.met and 8 * record.bytes.result <= record.bytes.original
+    again = gossamer.apply(tmp_path / "out/plan.yaml", folder / "original.onnx")
+    gossamer.save(again, tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "out/model.onnx").read_bytes()
+
+
+def test_a_limit_out_of_reach_returns_the_best_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    time_little(monkeypatch)
+    first_round_only(monkeypatch)
+    folder = demo_in(tmp_path, 90)
+    record = gossamer.compress(
+        folder / "original.onnx", folder / "data.npz", gossamer.Budget(0.05, max_bytes=10_000), tmp_path / "out"
+    )
+    assert not record.met
+    assert any("10,000 bytes cannot be reached: the smallest is" in warning for warning in record.warnings)
+    kept = [one for one in record.candidates if one.facts and one.facts.accuracy.drop <= 0.05]
+    assert record.bytes.result == min(one.facts.bytes.result for one in kept if one.facts)  # of those, the smallest
+    assert np.isfinite(record.latency_ms.ratio)

@@ -259,8 +259,12 @@ def constrain(
         typer.Option(metavar="PATTERN", help="Only these nodes (*, ?); may be repeated.", show_default=False),
     ] = None,
     sequential: Annotated[
-        bool, typer.Option("--sequential", help="Look at each layer behind those that are constrained already.")
-    ] = False,
+        bool,
+        typer.Option(
+            "--sequential/--one-shot",
+            help="Solve each layer behind those that are done, so that it makes up for their errors (needs --data).",
+        ),
+    ] = True,
     max_drop: Drop = "1%",  # type: ignore[assignment]
     out: Out = Path("out"),
     metric: Metric = None,

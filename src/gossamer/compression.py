@@ -331,6 +331,8 @@ def _record(
         notes=(*bench.notes, *chosen.notes),
         interrupted=cut == "interrupt" or not outcome.verified,
         gossamer=gossamer.__version__,
+        max_bytes=bench.budget.size_limit(facts.bytes.original),
+        max_latency_ratio=bench.budget.max_latency_ratio,
     )
 
 
@@ -353,7 +355,7 @@ def constraining(
     constraint: str,
     solver: Literal["second_order", "nearest"] = "second_order",
     layers: tuple[str, ...] = (),
-    sequential: bool = False,
+    sequential: bool = True,
     samples: bool = True,
 ) -> Plan:
     """The plan that moves weights into one constraint and, with samples, corrects biases behind it.
@@ -361,12 +363,14 @@ def constraining(
     Args:
         constraint: as text, `grid:4`; see `constraints.contract`.
         layers: names of nodes or shell patterns; empty means all.
+        sequential: each layer is solved behind those that are done, and makes up for their errors.
 
     Raises:
         OptionError: there is no such constraint.
     """
     constraint_from_text(constraint)
-    config = {"constraint": constraint, "solver": solver, **({"sequential": True} if sequential else {})}
+    behind = sequential and samples and solver == "second_order"
+    config = {"constraint": constraint, "solver": solver, **({"sequential": True} if behind else {})}
     mend = (Step("correct_bias", {"statistics": "sequential"}),) if samples else ()
     return Plan(constraint, (*CLEAN.steps, Step("constrain_weights", config, Scope(only=layers)), *mend))
 

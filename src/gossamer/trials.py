@@ -194,10 +194,10 @@ def _first_that_holds(ranked: list[Trial], original: Baseline, bench: Bench) -> 
             return Outcome(trial, facts, unbiased=not warnings, warnings=tuple(warnings))
         verified.append(Outcome(trial, facts))
         if trial.candidate.met:
-            warnings.append(
-                f"{name} met the floor where it was chosen, but drops {facts.accuracy.drop:.4f} on the verify split; "
-                "the next candidate was taken"
-            )
+            why = f"drops {facts.accuracy.drop:.4f} on the verify split"
+            if bench.budget.excess_ratio(facts) > 1:
+                why = f"was found too slow when it was timed once more, {facts.latency_ms.ratio:.2f}x as fast"
+            warnings.append(f"{name} met the floor where it was chosen, but {why}; the next candidate was taken")
             bench.say(warnings[-1])
     best = min(verified, key=lambda outcome: shortfall(outcome.facts, bench.budget))
     return replace(best, unbiased=len(ranked) < 2, warnings=tuple(warnings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -151,6 +152,23 @@ def test_sequential_takes_few_samples_and_dead_inputs(samples: int) -> None:
     for some in (evidence, Evidence(samples_from_arrays({"x0": dead}), 1)):
         once, in_order = (constrained(model, "grid:3", some, sequential=way, form="cast") for way in (False, True))
         assert error_of(model, in_order.model, some) < 4 * error_of(model, once.model, some)
+
+
+def test_sequential_in_several_steps_still_aims_at_the_float_network() -> None:
+    """What the first step did to the layers in front is made up for by the second, unless that cannot be known."""
+    model, every = net(4, 16, 1, 640)
+    seen, fresh = (Evidence(every.samples.take(np.arange(*part)), 1) for part in ((0, 320), (320, 640)))
+    first = constrained(model, "grid:3", seen, Scope(only=("node_a0", "node_a2")), form="cast")
+    assert first.model.reference is not None
+    errors = [
+        error_of(model, constrained(start, "grid:8", seen, form="cast", sequential=True).model, fresh)
+        for start in (first.model, replace(first.model, reference=None))
+    ]
+    assert errors[0] < 0.8 * errors[1]
+    others = with_numbers(model, {"w1": 2 * array_of(model, "w1")})
+    elsewhere, alone = (replace(first.model, reference=other) for other in (others, None))
+    known, unknown = (constrained(each, "grid:8", seen, form="cast", sequential=True) for each in (elsewhere, alone))
+    assert to_bytes(known.model) == to_bytes(unknown.model)
 
 
 def test_predictions_are_of_the_objective_and_travel_with_the_plan() -> None:

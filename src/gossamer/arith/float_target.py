@@ -56,7 +56,8 @@ def pooled(parts: Sequence[Drift]) -> Drift:
     """All samples of several parts, which must have been seen; arrays of a single part are not copied."""
     if len(parts) == 1:
         return parts[0]
-    h, shift = (pooled_moments([Moments(part[which], None, part.samples) for part in parts]) for which in range(2))
+    h = pooled_moments([Moments(part.h_GKK, None, part.samples) for part in parts])
+    shift = pooled_moments([Moments(part.shift_GKK, None, part.samples) for part in parts])
     return Drift(np.asarray(h.h_GKK), np.asarray(shift.h_GKK), h.samples)
 
 

@@ -57,7 +57,8 @@ class Machine(msgspec.Struct, frozen=True):
 class Record(msgspec.Struct, frozen=True):
     """Everything measured in one `compress`.
 
-    The first block keeps the words that every command's `--json` uses. `energy` is None where a shape is unknown,
+    The first block keeps the words that every command's `--json` uses. `max_bytes` and `max_latency_ratio`, a share of
+    the original's, are limits that were asked for. `energy` is None where a shape is unknown,
     `diagnosis` where time was up, `forecast` where the chosen plan constrains no weight.
     """
 
@@ -88,6 +89,8 @@ class Record(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
     interrupted: bool = False
     gossamer: str = ""
+    max_bytes: int | None = None
+    max_latency_ratio: float | None = None
 
     def to_json(self) -> builtins.bytes:
         """The record as indented JSON."""

@@ -296,14 +296,17 @@ def _float_model(model: Model, names: Sequence[str]) -> Model:
     reference = model.reference
     if reference is None:
         return model
-    own, other = (matrices_by_weight(each.ir.graph, set(names)) for each in (model, reference))
-    for name in names:
-        reads, before = (
-            [[value and value.name for value in use.node.inputs] for use in uses.get(name, ())] for uses in (own, other)
-        )
-        if reads != before or not np.array_equal(*(constant(uses[name][0].value) for uses in (own, other))):
-            return model
-    return reference
+    uses, before = (matrices_by_weight(each.ir.graph, set(names)) for each in (model, reference))
+    same = all(_reads_alike(uses[name], before.get(name, ())) for name in names)
+    return reference if same else model
+
+
+def _reads_alike(uses: Sequence[WeightMatrix], others: Sequence[WeightMatrix]) -> bool:
+    """Whether the same weight is multiplied with the same tensors, by name."""
+    reads, before = ([[value and value.name for value in use.node.inputs] for use in each] for each in (uses, others))
+    if reads != before:
+        return False
+    return np.array_equal(np.asarray(constant(uses[0].value)), np.asarray(constant(others[0].value)))
 
 
 def _source(moments: Moments | None) -> str:

@@ -107,6 +107,10 @@ def _floor(case: Case) -> Iterator[Weighed]:
     drop = case.facts.accuracy.high if case.budget.confident else case.facts.accuracy.drop
     if not math.isfinite(drop):
         return
+    if case.budget.excess_ratio(case.facts) > 1:
+        text = f"None of {len(case.candidates)} candidates keeps the floor within the limits on size and latency."
+        yield Weighed(90, Finding(text, "Allow more of either, or a larger `--max-drop`."))
+        return
     text = f"The best of {len(case.candidates)} candidates loses {_points(case, drop)} and misses the floor."
     remedy = f"To accept that: `{_again(case, drop)}`"
     if drop > HOPELESS:

@@ -121,7 +121,24 @@ def floor_words(record: Record) -> str:
     unit = " points" if is_share(record.accuracy.metric) else ""
     bound = ", by the bound of the interval" if record.confident else ""
     drop = drop_text(record.accuracy.metric, record.max_drop)
-    return f"{metric_name(record.accuracy.metric)} at most {drop}{unit} lower{bound}"
+    limits = [
+        f"at most {size_text(record.max_bytes)}" if record.max_bytes else "",
+        f"at most {number(100 * record.max_latency_ratio, 1)} % of the latency" if record.max_latency_ratio else "",
+    ]
+    return ", ".join(
+        filter(None, (f"{metric_name(record.accuracy.metric)} at most {drop}{unit} lower{bound}", *limits))
+    )
+
+
+def excess_words(record: Record) -> str:
+    """Which limit the result exceeds; "" if none."""
+    if record.max_bytes and record.bytes.result > record.max_bytes:
+        return f"the result has {size_text(record.bytes.result)}, and {size_text(record.max_bytes)} are allowed"
+    share = 1 / record.latency_ms.ratio
+    if record.max_latency_ratio and share > record.max_latency_ratio:
+        allowed = number(100 * record.max_latency_ratio, 1)
+        return f"the result takes {number(100 * share, 1)} % of the latency, and {allowed} % are allowed"
+    return ""
 
 
 def is_untouched(record: Record) -> bool:
@@ -133,6 +150,9 @@ def is_untouched(record: Record) -> bool:
 
 def headline(record: Record) -> str:
     """The outcome in one sentence."""
+    if not record.met and excess_words(record):
+        drop = f"{metric_name(record.accuracy.metric)} is {drop_words(record.accuracy)}"
+        return f"Limit not met: {excess_words(record)}. Its {drop}."
     if not record.met:
         return (
             f"Floor not met: the best result has {metric_name(record.accuracy.metric)} {drop_words(record.accuracy)}."

@@ -19,7 +19,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.quick import first_round_only, time_little
 
-from gossamer import cli
+from gossamer import cli, options
 
 
 class Ended(NamedTuple):
@@ -333,7 +333,7 @@ def test_a_constant_activation_is_no_obstacle(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "value"), [("1%", 0.01), ("0.01", 0.01), ("100%", 1.0), ("0", 0.0)])
 def test_a_drop_is_a_fraction_or_percent(text: str, value: float) -> None:
-    assert cli.fraction(text) == pytest.approx(value)
+    assert options.fraction(text) == pytest.approx(value)
 
 
 @pytest.mark.parametrize("text", ["1,5%", "two", "-1%", "150%", "2"])

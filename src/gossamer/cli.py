@@ -5,25 +5,40 @@ Every import that costs time is inside its command, so that `gossamer --help` is
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from gossamer.errors import GossamerError, OptionError
+from gossamer.options import (
+    Channels,
+    Confident,
+    Data,
+    Drop,
+    Instructions,
+    Json,
+    Layout,
+    MaxLatency,
+    MaxSize,
+    Mean,
+    Metric,
+    Minimize,
+    ModelPath,
+    Out,
+    Resize,
+    Runtime,
+    Scale,
+    Seed,
+    Size,
+    Std,
+    Threads,
+    TimeLimit,
+    data_options,
+)
+from gossamer.terminal import Terminal, reporting
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from gossamer.intake.samples import DataOptions
-    from gossamer.nouns.budget import SizeLimit
-    from gossamer.nouns.record import Record
-
-NOT_MET = 3
-BAD_INPUT = 2
+    pass
 
 app = typer.Typer(
     name="gossamer",
@@ -33,137 +48,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Make a trained network smaller and faster, and prove that it still works.",
 )
-
-
-def fraction(text: str) -> float:
-    """`1%` or `0.01`, both 0.01."""
-    try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a number; write 1% or 0.01") from None
-    if not 0 <= value <= 1:
-        raise typer.BadParameter(f"{text} is outside 0 to 100%; write 1% or 0.01 for one point")
-    return value
-
-
-def duration(text: str) -> float:
-    """`90`, `90s`, `1.5m` or `2h`, in seconds."""
-    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
-    try:
-        seconds = float(text[:-1]) * unit if unit else float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise typer.BadParameter(f"{text!r} is no length of time; write 90s, 30m or 2h")
-    return seconds
-
-
-def size_limit(text: str) -> SizeLimit:
-    """`2MB`, or of the original's bytes `25%` or `4x`."""
-    from gossamer.nouns.budget import size_from_text
-
-    try:
-        return size_from_text(text)
-    except OptionError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-def latency_share(text: str) -> float:
-    """`50%` or `2x` of the original's latency, both 0.5."""
-    from gossamer.nouns.budget import latency_from_text
-
-    try:
-        return latency_from_text(text)
-    except OptionError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-ModelPath = Annotated[
-    Path,
-    typer.Argument(
-        metavar="MODEL", help="An ONNX file, or with their extras a Keras or TFLite file.", show_default=False
-    ),
-]
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        metavar="DATA",
-        help="Samples: an .npz or .npy file, a folder of images (sub-folders are the classes), or module:function "
-        "giving an iterable of batches. Labels are optional.",
-        show_default=False,
-    ),
-]
-Drop = Annotated[
-    float,
-    typer.Option(parser=fraction, metavar="FRACTION", help="Largest allowed fall of the metric, absolute: 1% or 0.01."),
-]
-Minimize = Annotated[Literal["latency", "size"], typer.Option(help="What the result should be best in.")]
-MaxSize = Annotated[
-    Any,
-    typer.Option(
-        parser=size_limit,
-        metavar="SIZE",
-        help="Largest allowed file: 2MB, or of the original 25%, 1/4 or '4x smaller'.",
-        show_default=False,
-    ),
-]
-MaxLatency = Annotated[
-    float | None,
-    typer.Option(
-        parser=latency_share,
-        metavar="SHARE",
-        help="Largest allowed latency, of the original's: 50%, 1/2 or '2x faster'.",
-        show_default=False,
-    ),
-]
-Confident = Annotated[
-    bool, typer.Option("--confident", help="Demand the floor of the whole 95% interval, not of the point estimate.")
-]
-TimeLimit = Annotated[
-    float | None,
-    typer.Option(
-        parser=duration,
-        metavar="TIME",
-        help="Begin no further candidate when the result would be late: 90s, 30m, 2h.",
-        show_default=False,
-    ),
-]
-Out = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the result goes.")]
-Metric = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="top1, agreement, snr, or module:function giving one score a sample. By default: top1 with labels; "
-        "without, agreement with the original for classifiers, else signal-to-noise ratio.",
-        show_default=False,
-    ),
-]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the three splits: calibrate, select, verify.")]
-Threads = Annotated[int, typer.Option(min=1, help="Threads of the runtime, while measuring too.")]
-Runtime = Annotated[
-    str, typer.Option(metavar="NAME", help="What runs the result: onnxruntime, or openvino (an extra to install).")
-]
-Instructions = Annotated[
-    Literal["native", "avx2", "avx512", "vnni"],
-    typer.Option(help="Of the processor that the result is for; without VNNI weights keep to 7 bits."),
-]
-Json = Annotated[
-    bool, typer.Option("--json", help="One JSON object on standard output; progress goes to standard error.")
-]
-Size = Annotated[int | None, typer.Option(min=1, help="Images: crop to SIZE x SIZE.", show_default=False)]
-Resize = Annotated[
-    int | None, typer.Option(min=1, help="Images: length of the shorter side before the crop.", show_default=False)
-]
-Mean = Annotated[
-    str, typer.Option(metavar="A,B,C", help="Images: subtracted from scaled pixels, a number a channel or one.")
-]
-Std = Annotated[str, typer.Option(metavar="A,B,C", help="Images: divides after that.")]
-Scale = Annotated[
-    float | None, typer.Option(help="Images: multiplies pixels of 0-255 first (default 1/255).", show_default=False)
-]
-Layout = Annotated[Literal["nchw", "nhwc"], typer.Option(help="Images: order of the axes.")]
-Channels = Annotated[Literal["rgb", "bgr", "grey"], typer.Option(help="Images: order of the channels.")]
 
 
 @app.command()
@@ -421,93 +305,6 @@ def write_applied(plan: Path, model: Path, data: str | None, out: Path, console:
         console.give(msgspec.json.encode({"artifact": str(target), "bytes": {"result": written}}))
     else:
         console.out.print(f"{target}: {written:,} bytes")
-
-
-def data_options(
-    size: int | None,
-    resize: int | None,
-    mean: str,
-    std: str,
-    scale: float | None,
-    layout: Literal["nchw", "nhwc"],
-    channels: Literal["rgb", "bgr", "grey"],
-) -> DataOptions:
-    """The image options as one noun.
-
-    Raises:
-        OptionError: a list of numbers that is none, or values out of range.
-    """
-    from gossamer.intake.samples import DataOptions
-
-    def numbers(name: str, text: str) -> tuple[float, ...]:
-        try:
-            return tuple(float(part) for part in text.split(",") if part.strip())
-        except ValueError:
-            raise OptionError(f"--{name} is {text!r}; write numbers with commas between them") from None
-
-    factor = 1 / 255 if scale is None else scale
-    return DataOptions(size, resize, numbers("mean", mean), numbers("std", std), factor, layout, channels)
-
-
-class Terminal:
-    """Where words go: results to standard output, progress and warnings to standard error."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self.stdout = sys.stdout
-        self.out: Console = Console(file=self.stdout)
-        self.progress: Console = Console(stderr=True)
-
-    def log_line(self, text: str) -> None:
-        """A line of progress."""
-        self.progress.print(f"  {text}", style="dim", markup=False, highlight=False, soft_wrap=True)
-
-    def give(self, text: bytes) -> None:
-        """The one JSON object."""
-        self.stdout.write(text.decode().strip() + "\n")
-
-    def finish(self, record: Record, json: bool) -> None:
-        """Show a record and leave with its exit status."""
-        from gossamer.report.text import print_record
-
-        if json:
-            self.give(record.to_json())
-        else:
-            print_record(record, self.out)
-        if not record.met:
-            raise typer.Exit(NOT_MET)
-
-    def finish_comparison(self, comparison: Any, json: bool) -> None:
-        """Show a comparison and leave with its exit status."""
-        import msgspec
-
-        from gossamer.report.text import print_comparison
-
-        if json:
-            self.give(msgspec.json.encode(comparison))
-        else:
-            print_comparison(comparison, self.out)
-        if not comparison.met:
-            raise typer.Exit(NOT_MET)
-
-
-@contextmanager
-def reporting() -> Iterator[Terminal]:
-    """Turn every error a person can mend into one line on standard error and exit status 2."""
-    terminal = Terminal()
-    try:
-        with redirect_stdout(sys.stderr):  # a person's own metric or loader may print; ours goes through the terminal
-            yield terminal
-    except GossamerError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        raise typer.Exit(BAD_INPUT) from None
-    except OSError as error:  # a disk or file that fails where nobody expected it
-        sys.stderr.write(f"error: {error.filename or 'the system'}: {error.strerror or error}\n")
-        raise typer.Exit(BAD_INPUT) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted before anything was ready\n")
-        raise typer.Exit(130) from None
 
 
 def main() -> None:

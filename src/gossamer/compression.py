@@ -12,47 +12,32 @@ from time import perf_counter
 from typing import Any, Literal
 
 import msgspec
-from msgspec.structs import replace
 
-import gossamer
 from gossamer.constraints.contract import constraint_from_text
-from gossamer.delivery import check_not_input, deliver, publish, seen_from, writable_folder
-from gossamer.diagnosis import diagnose
-from gossamer.errors import GossamerError
-from gossamer.gate import Baseline, baseline, meets, open_original
+from gossamer.delivery import check_not_input, writable_folder
+from gossamer.gate import baseline, open_original
+from gossamer.handover import hand_over
 from gossamer.intake.binding import bind, cast_notes
 from gossamer.intake.normalise import normalise
 from gossamer.intake.onnx_file import read
 from gossamer.intake.samples import DataOptions, read_samples
 from gossamer.intake.splits import split
 from gossamer.journal import Run, open_journal, workshop
-from gossamer.measuring.energy import energy
 from gossamer.measuring.evidence import Evidence
 from gossamer.measuring.latency import PROOF
-from gossamer.measuring.machine import available_cores, describe, peak_rss_bytes, sums_in_16_bits
-from gossamer.measuring.quality import Metric, choose_metric, preprocessing_warning
+from gossamer.measuring.machine import available_cores, describe, sums_in_16_bits
+from gossamer.measuring.quality import Metric, choose_metric
 from gossamer.nouns.budget import Budget, check_budget
-from gossamer.nouns.diagnosis import Diagnosis
-from gossamer.nouns.facts import Bytes, Energy
-from gossamer.nouns.model import Model, model_sha256, save, sha256, size_bytes, write_file
+from gossamer.nouns.model import Model, model_sha256, save, sha256
 from gossamer.nouns.plan import Calibration, Plan, Scope, Step
-from gossamer.nouns.prediction import Forecast
 from gossamer.nouns.record import Record, Split, Splits
 from gossamer.nouns.target import Target
 from gossamer.passes.contract import run_plan
-from gossamer.planning.allocated import METHOD
 from gossamer.planning.candidates import CLEAN, propose
-from gossamer.planning.checking import forecast_of
 from gossamer.planning.features import features
-from gossamer.planning.ledger import SAMPLES
 from gossamer.replay import evidence_from, read_plan, recorded_evidence
-from gossamer.report.findings import Case
-from gossamer.report.html import write_report
 from gossamer.runtimes.contract import find
-from gossamer.trials import Bench, Outcome, Say, Trial, find_blame, try_all, try_one, verify_best
-
-LOOK_SHARE = 0.3  # of the search's time, for finding out why its result is as it is
-FORECAST_S = 10.0  # for holding each weight's prediction against measurement
+from gossamer.trials import Bench, Say, try_all, try_one, verify_best
 
 
 def silent(_: str) -> None:
@@ -100,7 +85,7 @@ def compress(
         tried, cut = try_all(bench)
         say("verifying the choice")
         outcome = verify_best(bench, tried)
-        return _hand_over(bench, tried, cut, outcome, source, folder, work, begin)
+        return hand_over(bench, tried, cut, outcome, source, folder, work, begin)
 
 
 def carry_out(
@@ -138,35 +123,7 @@ def carry_out(
         tried = try_one(bench, plan)
         say("verifying the result")
         outcome = verify_best(bench, tried[1:])
-        return _hand_over(bench, tried, "", outcome, source, folder, work, begin)
-
-
-def _hand_over(
-    bench: Bench,
-    tried: list[Trial],
-    cut: str,
-    outcome: Outcome,
-    source: Model,
-    folder: Path,
-    work: Path,
-    begin: float,
-) -> Record:
-    """The result and its proof in the folder, all at once."""
-    forecast = None if cut else _forecast(bench, outcome)
-    diagnosis = None if cut else _diagnosis(bench, tried, outcome, forecast, source, begin)
-    staged, chosen = work / "result", outcome.trial.candidate.plan
-    deliver(outcome.trial.path or bench.path, staged / "model.onnx", ours=outcome.trial.path is not None)
-    # the very file that is handed over, whichever it is
-    bench.select.runtime.open_session(staged / "model.onnx", bench.target.threads)
-    if source.path is None:  # leave the file that the result was held against
-        deliver(bench.path, staged / "original.onnx")
-    calibration = replace(bench.calibration, data=seen_from(folder, bench.calibration.data))
-    write_file(staged / "plan.yaml", replace(chosen, calibration=calibration).to_yaml().encode())
-    record = _record(bench, tried, cut, outcome, diagnosis, forecast, staged / "model.onnx", folder, begin)
-    write_file(staged / "record.json", record.to_json())
-    write_report(record, staged / "report.html")
-    publish(staged, folder)
-    return record
+        return hand_over(bench, tried, "", outcome, source, folder, work, begin)
 
 
 def _set_up(
@@ -223,125 +180,6 @@ def _identity(rule: Metric) -> str:
     """The metric's name and, of a person's own, the digest of its file: edited, it is another metric."""
     code = getattr(rule.function, "__code__", None)
     return rule.name if code is None else f"{rule.name} {sha256(Path(code.co_filename))}"
-
-
-def _forecast(bench: Bench, outcome: Outcome) -> Forecast | None:
-    """What was expected of the weights, beside what came of them; None where none was constrained, or time is up."""
-    chosen = outcome.trial.candidate.plan
-    first = next((at for at, step in enumerate(chosen.steps) if step.method == METHOD), None)
-    left_s = bench.deadline - perf_counter()
-    if first is None or left_s < 0:
-        return None
-    bench.say("holding predictions against measurement")
-    try:
-        before = run_plan(replace(chosen, steps=chosen.steps[:first]), bench.model, bench.evidence, bench.memo).model
-        predicted = run_plan(chosen, bench.model, bench.evidence, bench.memo).predicted
-        few, snr_db = bench.select.samples.first(SAMPLES), outcome.facts.accuracy.snr_db
-        budget_s = min(FORECAST_S, left_s)
-        return forecast_of(predicted, bench.gains, before, bench.evidence, few, snr_db, budget_s)
-    except (Exception, KeyboardInterrupt) as error:  # what was expected of a result must never cost the result
-        bench.say(f"predictions were not checked: {error or 'interrupted'}")
-        return None
-
-
-def _diagnosis(
-    bench: Bench, tried: list[Trial], outcome: Outcome, forecast: Forecast | None, source: Model, begin: float
-) -> Diagnosis | None:
-    """Why the result is as it is; None where time is up."""
-    if perf_counter() > bench.deadline:
-        return None
-    bench.say("looking into the result")
-    chosen, facts = outcome.trial.candidate.plan, outcome.facts
-    case = Case(
-        plan=chosen,
-        facts=facts,
-        met=meets(facts, bench.budget),
-        budget=bench.budget,
-        splits=bench.splits,
-        candidates=tuple(trial.candidate for trial in tried),
-        operators=len(bench.model.ir.graph),
-        model=str(source.path or "original.onnx"),
-        data=bench.calibration.data or "DATA",
-        advice=preprocessing_warning(bench.select.scores) or "",
-        options=_words(bench),
-        forecast=forecast,
-    )
-    try:
-        look_s = LOOK_SHARE * (perf_counter() - begin)
-        blames = find_blame(bench, chosen, look_s / 2)
-        return diagnose(case, bench.model, bench.evidence, bench.memo, bench.select, blames, min(5.0, look_s / 2))
-    except (Exception, KeyboardInterrupt) as error:  # what is known of a result must never cost the result
-        bench.say(f"the look into the result ended early: {error or 'interrupted'}")
-        return None
-
-
-def _words(bench: Bench) -> str:
-    """The options of the command that findings repeat, as far as they are not the usual ones."""
-    target, usual = bench.target, Target()
-    given = {
-        "metric": bench.metric.name if bench.metric.name not in ("top1", "agreement") else "",
-        "runtime": target.runtime if target.runtime != usual.runtime else "",
-        "threads": str(target.threads) if target.threads != usual.threads else "",
-        "instructions": target.instructions if target.instructions != usual.instructions else "",
-        "seed": str(bench.splits.seed) if bench.splits.seed else "",
-    }
-    return "".join(f" --{name} {value}" for name, value in given.items() if value)
-
-
-def _record(
-    bench: Bench,
-    tried: list[Trial],
-    cut: str,
-    outcome: Outcome,
-    diagnosis: Diagnosis | None,
-    forecast: Forecast | None,
-    artifact: Path,
-    folder: Path,
-    begin: float,
-) -> Record:
-    """Everything that was measured. `artifact` is the file as it will be handed over, still in the workshop."""
-    facts, chosen = outcome.facts, outcome.trial.candidate
-    advice = preprocessing_warning(bench.select.scores)
-    out_of_time = f"the time limit ended the search after {len(tried)} candidates" if cut == "time limit" else ""
-    flattered = () if outcome.unbiased else ("accuracy",)
-    return Record(
-        met=meets(facts, bench.budget),
-        artifact=str(folder / "model.onnx"),
-        accuracy=facts.accuracy,
-        bytes=Bytes(facts.bytes.original, size_bytes(artifact)),
-        latency_ms=facts.latency_ms,
-        seconds=perf_counter() - begin,
-        peak_rss_bytes=peak_rss_bytes(),
-        max_drop=bench.budget.max_drop,
-        minimize=bench.budget.minimize,
-        confident=bench.budget.confident,
-        chosen=chosen.plan.name,
-        model=bench.model.name,
-        data=bench.verify.source,
-        original_sha256=model_sha256(bench.path),
-        artifact_sha256=model_sha256(artifact),
-        labelled=bench.verify.labels is not None,
-        splits=replace(bench.splits, optimistic=tuple(dict.fromkeys((*flattered, *bench.splits.optimistic)))),
-        candidates=tuple(trial.candidate for trial in tried),
-        machine=describe(bench.target.runtime),
-        diagnosis=diagnosis,
-        forecast=forecast,
-        energy=_energy(bench.model, artifact, bench.select),
-        warnings=tuple(filter(None, [advice, out_of_time, *bench.warnings, *outcome.warnings])),
-        notes=(*bench.notes, *chosen.notes),
-        interrupted=cut == "interrupt" or not outcome.verified,
-        gossamer=gossamer.__version__,
-        max_bytes=bench.budget.size_limit(facts.bytes.original),
-        max_latency_ratio=bench.budget.max_latency_ratio,
-    )
-
-
-def _energy(original: Model, result: Path, timed: Baseline) -> Energy | None:
-    """Energy of one call, or None where it can neither be measured nor estimated."""
-    try:
-        return energy(original, read(result), timed.feeds, timed.runtime, timed.session.threads)
-    except GossamerError:
-        return None
 
 
 def plan(model: Any, budget: Budget = Budget(), target: Target = Target()) -> tuple[Plan, ...]:  # noqa: B008

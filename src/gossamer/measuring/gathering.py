@@ -131,11 +131,14 @@ class Gathering:
         for key, tally in self.tallies.items():
             totals[key] = tally.total()
             totals[key] /= max(samples, 1)
+        rows = {key: tally.rows for key, tally in self.tallies.items()}
         self.tallies = {}
-        return {
-            name: _joined(uses, [totals[_key(use, name in self.paired)] for use in uses], samples, source)
-            for name, uses in self.uses.items()
-        }
+        result: dict[str, Moments] = {}
+        for name, uses in self.uses.items():
+            keys = [_key(use, name in self.paired) for use in uses]
+            joined = _joined(uses, [totals[key] for key in keys], samples, source)
+            result[name] = joined._replace(rows=0 if joined.h_GKK is None else sum(rows[key] for key in keys))
+        return result
 
 
 def _key(use: WeightMatrix, paired: bool) -> Source:

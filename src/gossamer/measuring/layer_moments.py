@@ -45,7 +45,11 @@ class Tally(Protocol):
     Attributes:
         batch_axes: the tensors it needs -> which of their axes counts the samples, where one does.
         by_position: any rows of its one tensor can be left out by themselves.
+        rows: vectors that were summed so far.
     """
+
+    @property
+    def rows(self) -> int: ...
 
     @property
     def batch_axes(self) -> Mapping[str, int]: ...
@@ -107,6 +111,10 @@ class Pair:
     def total(self) -> np.ndarray:
         return self.inner.total()
 
+    @property
+    def rows(self) -> int:
+        return self.inner.rows
+
 
 def _row_axis(use: WeightMatrix) -> int:
     """The axis of the input that the weight sums over."""
@@ -135,6 +143,7 @@ class Rows:
         self.batch_axes = _computed({name: 1 - time_axis if recurrent else int(axis == 0), _name(lengths): 0})
         self.by_position = axis == -1 and not recurrent
         self.h_KK = room.zeros((use.shape_GOK[2],) * 2, np.float32)
+        self.rows = 0
 
     def add(self, arrays: Arrays, times: int) -> None:
         x = arrays[self.name]
@@ -144,6 +153,7 @@ class Rows:
             x = x * within[..., None].astype(x.dtype)
         axis = -1 if x.ndim == 1 else self.axis
         rows_NK = np.moveaxis(x, axis, -1).reshape(-1, len(self.h_KK)).astype(np.float32, copy=False)
+        self.rows += times * len(rows_NK)
         product_KK = rows_NK.T @ rows_NK
         self.h_KK += product_KK if times == 1 else times * product_KK
 
@@ -159,12 +169,14 @@ class Convolution:
         self.batch_axes, self.by_position = {name: 0}, False
         self.axes: tuple[Axis, ...] = ()
         self.sums: Patches | Offsets | None = None
+        self.rows = 0
 
     def add(self, arrays: Arrays, times: int) -> None:
         x = arrays[self.name].astype(np.float32, copy=False)
         groups, _, k = self.use.shape_GOK
         x_BGCS = x.reshape(len(x), groups, -1, *x.shape[2:])
         self.axes = _axes(self.use, x.shape[2:])
+        self.rows += times * len(x) * int(np.prod([axis.outputs for axis in self.axes]))
         if self.sums is None and offsets_are_cheaper(x_BGCS.shape, self.axes):
             self.sums = Offsets(groups, x_BGCS.shape[2], self.room.zeros)
         self.sums = self.sums or Patches(self.room.zeros((groups, k, k), np.float32))
@@ -202,6 +214,7 @@ class States:
         )
         self.by_position = False
         self.h_GKK = room.zeros((use.shape_GOK[0], *(use.shape_GOK[2],) * 2), np.float32)
+        self.rows = 0
 
     def add(self, arrays: Arrays, times: int) -> None:
         y_TGBK = arrays[self.name]
@@ -212,6 +225,7 @@ class States:
             backwards = self.reverse or direction == 1
             states_TBK = y_TGBK[1:, direction] if backwards else y_TGBK[:-1, direction]
             rows_NK = states_TBK[_within(steps, lengths_B)[1:]]  # of each step but the first, what the one before gave
+            self.rows += times * len(rows_NK) if direction == 0 else 0
             h_KK += times * (rows_NK.T @ rows_NK)
             if self.initial is not None:
                 first = _array(self.initial, arrays, batch, 1 - self.layout)
@@ -229,7 +243,7 @@ class LookUps:
     def __init__(self, name: str, rows: int) -> None:
         self.name = name
         self.batch_axes, self.by_position = {name: 0}, True
-        self.counts_O = np.zeros(rows)
+        self.counts_O, self.rows = np.zeros(rows), 0
 
     def add(self, arrays: Arrays, times: int) -> None:
         found = arrays[self.name].astype(np.int64).ravel() % len(self.counts_O)  # -1 is the last row

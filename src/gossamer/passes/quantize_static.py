@@ -21,7 +21,7 @@ from gossamer.arith.affine import WeightBits, affine_parameters, dequantize, lev
 from gossamer.arith.bulk import grid_snr_db
 from gossamer.arith.clipping import Estimator, clip_range, needs_histogram
 from gossamer.arith.histogram import Observed
-from gossamer.arith.moments import Moments
+from gossamer.arith.moments import Moments, for_others
 from gossamer.constraints import grid as constraints
 from gossamer.errors import CandidateError, OptionError
 from gossamer.graph.edit import add_initializer, constant, drop_unused, take_over
@@ -293,7 +293,9 @@ def _solved(model: Model, layout: Placement, config: Config, evidence: Evidence)
 def _chosen(matrix: WeightMatrix, config: Config, moments: Moments) -> Chosen:
     grid = constraints.Grid(config.weight_bits, granularity=config.granularity)
     w_GOK = matrix.to_matrix(np.asarray(constant(matrix.value)))
-    form = round_grid.solve(w_GOK, grid, moments, search=False)  # with 8 bits other scales gain next to nothing
+    form = round_grid.solve(
+        w_GOK, grid, for_others(moments), search=False
+    )  # with 8 bits other scales gain next to nothing
     scale = form.scale.reshape(-1 if config.granularity == "channel" else ())
     return Chosen(matrix.from_matrix(form.integers), scale)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from gossamer.arith.forms import Dense, Factored, Form, Indexed, floats_in
-from gossamer.arith.moments import Moments
+from gossamer.arith.moments import Moments, for_others, loss
 from gossamer.arith.weight_grid import Grid as OnGrid
 from gossamer.constraints.codebook import Codebook
 from gossamer.constraints.composed import Composed
@@ -41,17 +41,20 @@ def solve(w_GOK: np.ndarray, constraint: Constraint, moments: Moments | None, k_
         OptionError: the constraint cannot apply to this shape; the text says why.
         DataError: a weight is NaN or infinite.
     """
-    plain = nearest.solve(w_GOK, constraint, moments, k_shape)
     if moments is None or obstacle_in(moments):
-        return plain._replace(reason="there are no moments of its input" if moments is None else obstacle_in(moments))
+        reason = "there are no moments of its input" if moments is None else obstacle_in(moments)
+        return nearest.solve(w_GOK, constraint, moments, k_shape)._replace(reason=reason)
+    expected = for_others(moments)
+    plain = nearest.solve(w_GOK, constraint, expected, k_shape)
+    signal = float(loss(w_GOK, moments).sum())  # as it was seen
     try:
-        found = _found(np.asarray(w_GOK, np.float32), constraint, moments, k_shape)
+        found = _found(np.asarray(w_GOK, np.float32), constraint, expected, k_shape)
     except (DataError, np.linalg.LinAlgError) as error:
-        return plain._replace(reason=" ".join(str(error).split()))
+        return plain._replace(zero_loss=signal, reason=" ".join(str(error).split()))
     alike = of_equal_rank(constraint, found)
     if alike != constraint and not alike.obstacle(w_GOK.shape, k_shape):
-        plain = nearest.solve(w_GOK, alike, moments, k_shape)
-    return _better(found, plain, w_GOK, constraint, moments)
+        plain = nearest.solve(w_GOK, alike, expected, k_shape)
+    return _better(found, plain, w_GOK, constraint, expected)._replace(zero_loss=signal)
 
 
 def of_equal_rank(constraint: Constraint, found: Form) -> Constraint:

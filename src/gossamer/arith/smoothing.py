@@ -13,7 +13,6 @@ import numpy as np
 
 LARGEST = 1e6  # a channel whose factor is above this, or below its inverse, stays as it is
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-COLUMNS = 256  # output channels that the noise of a product is measured on: as good as all, to 0.1 dB
 
 
 def scales(x_peak_C: np.ndarray, w_peak_C: np.ndarray, alpha: float) -> np.ndarray:
@@ -74,12 +73,11 @@ def best_scales(
     w_peak_C = np.abs(w_CO).max(axis=1, initial=0).astype(np.float64)
     alone = np.ones(len(w_CO))
     x_peak_C = soft_peaks(parts_RC) if static_peak_C is None else static_peak_C
-    some_CO = np.asarray(w_CO[:, :: -(-w_CO.shape[1] // COLUMNS)], np.float32)
-    exact_RO = np.concatenate(parts_RC) @ some_CO
+    exact_RO = np.concatenate(parts_RC) @ np.asarray(w_CO, np.float32)
     tried = [scales(x_peak_C, w_peak_C, alpha) for alpha in ALPHAS]
-    noises = [product_noise(parts_RC, exact_RO, some_CO, s_C, static_peak_C) for s_C in tried]
+    noises = [product_noise(parts_RC, exact_RO, w_CO, s_C, static_peak_C) for s_C in tried]
     best = int(np.argmin(noises))
-    before = product_noise(parts_RC, exact_RO, some_CO, alone, static_peak_C)
+    before = product_noise(parts_RC, exact_RO, w_CO, alone, static_peak_C)
     worth = noises[best] < before * 10 ** (-least_gain_db / 10)
     return tried[best] if worth else alone
 

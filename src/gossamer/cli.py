@@ -182,9 +182,11 @@ def constrain(
 
     with reporting() as console:
         from gossamer import compression
+        from gossamer.delivery import writable_folder
 
         plan = compression.constraining(constraint, solver, tuple(layers or ()), sequential, data is not None)
         if data is None:
+            writable_folder(out)
             write_file(out / "plan.yaml", plan.to_yaml().encode())
             write_applied(out / "plan.yaml", model, None, out, console, json)
             return

@@ -105,7 +105,8 @@ def _diagnosis(
     )
     try:
         look_s = LOOK_SHARE * (perf_counter() - begin)
-        blames = find_blame(bench, chosen, look_s / 2)
+        slow = any(step.config.get("sequential") for step in chosen.steps)  # each move would be solved anew
+        blames = () if slow else find_blame(bench, chosen, look_s / 2)
         return diagnose(case, bench.model, bench.evidence, bench.memo, bench.select, blames, min(5.0, look_s / 2))
     except (Exception, KeyboardInterrupt) as error:  # what is known of a result must never cost the result
         bench.say(f"the look into the result ended early: {error or 'interrupted'}")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from gossamer.nouns.budget import Budget
 from gossamer.nouns.diagnosis import Finding, LayerBlame, RangeHistogram, StepEffect, worst
 from gossamer.nouns.facts import Facts
-from gossamer.nouns.plan import Plan, quantizing, rounds
+from gossamer.nouns.plan import Plan, rounds
 from gossamer.nouns.prediction import Forecast
 from gossamer.nouns.record import Candidate, Splits
 from gossamer.report.contrasts import Contrast, contrasts
@@ -227,7 +227,7 @@ def _other_ranges(case: Case, wanted: str) -> str:
 
 def _latency(case: Case) -> Iterator[Weighed]:
     """Integers did not make it faster: why."""
-    integer = [one for one in case.candidates if quantizing(one.plan) is not None]
+    integer = [one for one in case.candidates if any(step.method.startswith("quantize_") for step in one.plan.steps)]
     ratio = max((one.facts.latency_ms.ratio for one in integer if one.facts), default=math.nan)
     latency = case.facts.latency_ms
     if not ratio < NOTABLE_SPEED or not case.operators or not math.isfinite(latency.original):

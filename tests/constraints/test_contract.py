@@ -53,7 +53,7 @@ def test_words_mean_what_they_say() -> None:
         ("low_rank:1.5", "Expected `float` <= 1.0"),
         ("low_rank:32:0.9", "'0.9' is no option of low_rank"),
         ("shared:3", "'3' is one word too many"),
-        ("grid:4+sparse:0.5", "first sparse or low_rank, then grid or codebook; for instance sparse:0.7"),
+        ("grid:4+sparse:0.5", "sparse and then grid or codebook, or low_rank and then grid; for instance sparse:0.7"),
         ("sparse:0.5+grid:4+grid:8", "two can be joined"),
         ("low_rank:4+codebook:4", "'low_rank:4.codebook:4': low_rank goes with a grid"),
         ("sparse:0.5+grid:9", "Invalid enum value 9"),

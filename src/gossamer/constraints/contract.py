@@ -55,7 +55,7 @@ def constraint_from_text(text: str) -> Constraint:
     first, then = parts[0], parts[1]
     if len(parts) > 2 or not isinstance(first, Sparse | LowRank) or not isinstance(then, Grid | Codebook):
         raise OptionError(
-            f"constraint {text!r}: two can be joined, sparse, then grid or codebook, or low_rank, then grid; "
+            f"constraint {text!r}: two can be joined: sparse and then grid or codebook, or low_rank and then grid; "
             "for instance sparse:0.7+grid:4"
         )
     try:

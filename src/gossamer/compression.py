@@ -151,9 +151,8 @@ def _set_up(
     scoring = perf_counter()
     original = baseline(opened, path, select, rule)
     limit_s = inf if budget.time_limit_s is None else budget.time_limit_s
-    reserve_s = min(PROOF.budget_s, limit_s / 5) + 2 * (perf_counter() - scoring) * len(verify) / len(
-        select
-    )  # what verifying will take
+    a_sample_s = (perf_counter() - scoring) / len(select)
+    reserve_s = min(PROOF.budget_s, limit_s / 5) + 2 * a_sample_s * len(verify)  # what verifying will take
     parts = tuple(Split(len(part), part.digest()) for part in (calibrate, select, verify))
     versions = describe(target.runtime).versions
     run = Run(model_sha256(path), parts[0].digest, parts[1].digest, _identity(rule), target, versions)

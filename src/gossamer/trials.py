@@ -243,6 +243,17 @@ def _try(plan: Plan, bench: Bench, tried: list[Trial]) -> Iterator[Trial]:
     yield Trial(candidate, bench.journal.file_of(plan), entry.stores)
 
 
+def _added(plan: Plan, bench: Bench, tried: list[Trial]) -> Trial | None:
+    """The plan's trial, among those tried from now on; None if there is nothing new about it.
+
+    Raises:
+        TimeUp: see `_try`.
+    """
+    found = list(_try(plan, bench, tried))
+    tried.extend(found)
+    return found[0] if found else None
+
+
 def _measure(plan: Plan, bench: Bench) -> Entry | None:
     """A new candidate through the gate; None if there is nothing new about it."""
     begin, path = perf_counter(), bench.journal.file_of(plan)
@@ -284,12 +295,12 @@ def _guard(bench: Bench, tried: list[Trial]) -> None:
 
     def holds(count: int) -> bool | None:
         nodes = tuple(dict.fromkeys(node for move in order[:count] for node in move))
-        for trial in _try(raised(broken, nodes), bench, tried):
-            tried.append(trial)
-            if not trial.candidate.met and not worth_mending(trial.candidate, [t.candidate for t in tried], aim):
-                return None  # with more of them it would be slower still
-            return trial.candidate.met
-        return False  # nothing new
+        trial = _added(raised(broken, nodes), bench, tried)
+        if trial is None:
+            return False
+        if not trial.candidate.met and not worth_mending(trial.candidate, [t.candidate for t in tried], aim):
+            return None  # with more of them it would be slower still
+        return trial.candidate.met
 
     fewest(len(order), holds)
 
@@ -305,10 +316,8 @@ def _shrink(bench: Bench, tried: list[Trial]) -> None:
     bench.say("weighing what every weight could become")
 
     def attempt(plan: Plan) -> bool | None:
-        for trial in _try(plan, bench, tried):
-            tried.append(trial)
-            return trial.candidate.met
-        return None
+        trial = _added(plan, bench, tried)
+        return None if trial is None else trial.candidate.met
 
     try:
         found = weigh(bench.model, bench.evidence, bench.memo, (bench.deadline - perf_counter()) / 3)
@@ -331,11 +340,9 @@ def _hasten(bench: Bench, tried: list[Trial]) -> None:
     bench.say("timing what every layer could become")
 
     def attempt(plan: Plan) -> Measured | None:
-        for trial in _try(plan, bench, tried):
-            tried.append(trial)
-            facts = trial.candidate.facts
-            return None if facts is None else Measured(1 / facts.latency_ms.ratio, meets(facts, anyhow))
-        return None
+        trial = _added(plan, bench, tried)
+        facts = None if trial is None else trial.candidate.facts
+        return None if facts is None else Measured(1 / facts.latency_ms.ratio, meets(facts, anyhow))
 
     try:
         base = leader(static, "latency").plan if static else Plan("float", CLEAN.steps)

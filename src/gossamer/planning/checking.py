@@ -20,7 +20,7 @@ from gossamer.measuring.output_noise import output_noise
 from gossamer.nouns.model import Model
 from gossamer.nouns.prediction import Forecast, Prediction
 from gossamer.nouns.samples import Samples
-from gossamer.planning.ledger import SAMPLES, matrix_of, uses_of
+from gossamer.planning.ledger import SAMPLES, matrix_of, solved_once, uses_of
 from gossamer.planning.sensitivity import gains
 from gossamer.solvers import nearest, second_order
 from gossamer.solvers.contract import Solved
@@ -159,10 +159,12 @@ def checked(
     for one in _spread(known):
         if clock() - begin > budget_s:
             break
-        use = uses[one.weight][0]
-        moments = Moments(None) if one.loss == one.nearest_loss else evidence.moments(model, [one.weight])[one.weight]
-        solve = nearest.solve if one.loss == one.nearest_loss else second_order.solve
-        form = solve(matrix_of(use), constraint_from_text(one.constraint), moments, use.k_shape).form
+        use, constraint = uses[one.weight][0], constraint_from_text(one.constraint)
+        if one.loss == one.nearest_loss:
+            form = nearest.solve(matrix_of(use), constraint, Moments(None), use.k_shape).form
+        else:
+            moments = evidence.moments(model, [one.weight])[one.weight]
+            form = solved_once(evidence, model, one.weight, matrix_of(use), constraint, moments, use.k_shape).form
         measured[one.weight, one.constraint] = noise({one.weight: use.from_matrix(floats_of(form))})
     return tuple(
         msgspec.structs.replace(

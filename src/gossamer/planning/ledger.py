@@ -77,7 +77,7 @@ def ledger(
     entries: list[Entry] = []
     for weight, readers in uses.items():
         late = clock() - begin > 0.75 * budget_s
-        solve = nearest.solve if late else partial(_kept, evidence, model, weight)
+        solve = nearest.solve if late else partial(solved_once, evidence, model, weight)
         found = options(matrix_of(readers[0]), constraints, moments[weight], solve, readers[0].k_shape)
         entries.append(Entry(weight, tuple(use.node.name or "" for use in readers), found))
         if late:
@@ -85,7 +85,7 @@ def ledger(
     return _with_gains(entries, uses, moments, model, evidence, begin + budget_s - clock(), clock)
 
 
-def _kept(
+def solved_once(
     evidence: Evidence,
     model: Model,
     weight: str,
@@ -94,7 +94,7 @@ def _kept(
     moments: Moments | None,
     k_shape: tuple[int, ...] = (),
 ) -> Solved:
-    """The least loss, kept for the pass that will ask for it."""
+    """The least loss, made once for all that ask for it: the ledger, the pass, and who checks predictions."""
     key = (weight, as_text(constraint))
     return evidence.once(model, key, lambda: second_order.solve(w_GOK, constraint, moments, k_shape))
 
@@ -146,7 +146,7 @@ def _with_gains(
         use, chosen = uses[weight][0], known[weight].constraint
         if chosen is None:
             return 0.0
-        form = _kept(evidence, model, weight, matrix_of(use), chosen, moments[weight], use.k_shape).form
+        form = solved_once(evidence, model, weight, matrix_of(use), chosen, moments[weight], use.k_shape).form
         return noise({weight: use.from_matrix(floats_of(form))})
 
     ratios = {weight: option.noise_ratio for weight, option in known.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,17 @@ def test_a_limit_that_breaks_the_floor_ends_it(found: Ledger) -> None:
 def test_out_of_reach_says_the_smallest(found: Ledger) -> None:
     with pytest.raises(OptionError, match=r"1,000 bytes cannot be reached: the smallest is \d,\d{3} bytes"):
         shrink(found, 50_000, 1_000, True, lambda plan: True)
+
+
+def test_limits_that_nodes_put_out_of_reach_do_not_end_the_search(found: Ledger) -> None:
+    """Where everything holds, the smallest file is searched too, though not every limit can be made."""
+    tried: list[Plan] = []
+    shrink(found, 50_000, None, True, lambda plan: tried.append(plan) or True)
+    assert tried[-1].name == f"{tried[-2].name}, in order"
+    with pytest.raises(OptionError, match="the smallest is") as told:
+        found.within(found.least_bytes)
+    smallest = float(re.findall(r"the smallest is ([\d,]+)", str(told.value))[0].replace(",", ""))
+    assert size_of(tried[-2]) <= 1.05 * smallest
 
 
 def test_the_demo_network_becomes_eight_times_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import msgspec
 
 from gossamer.arith.weight_grid import Bits
 from gossamer.constraints.grid import Grid
+from gossamer.errors import OptionError
 from gossamer.measuring.evidence import Evidence
 from gossamer.nouns.model import Model, to_bytes
 from gossamer.nouns.plan import Plan, Step
@@ -108,16 +109,26 @@ def shrink(
     held: Plan | None = None
     limit: float | None = most if limit_bytes else min(most, max(FIRST_RATIO * full_bytes, found.least_bytes))
     while limit is not None and len(tried) < MOST_ATTEMPTS:
-        plan = found.within(limit).plan
-        met = bool(attempt(plan))
+        plan = _within(found, limit, tried)
+        met = plan is not None and bool(attempt(plan))
         tried.append(Attempt(limit, met))
         held = plan if met else held
-        if limit_bytes and not tried[0].met:
+        if plan and limit_bytes and not tried[0].met:
             attempt(in_order(plan))
             return
         limit = next_limit(tried, found.least_bytes, most) if smallest else None
     if held is not None:
         attempt(in_order(held))
+
+
+def _within(found: Ledger, limit: float, tried: Sequence[Attempt]) -> Plan | None:
+    """The plan within a limit; None where nodes put it out of reach, with what they take, but larger limits held."""
+    try:
+        return found.within(limit).plan
+    except OptionError:
+        if not any(one.met for one in tried):
+            raise
+        return None
 
 
 def in_order(plan: Plan) -> Plan:

@@ -171,6 +171,53 @@ def test_sequential_in_several_steps_still_aims_at_the_float_network() -> None:
     assert to_bytes(known.model) == to_bytes(unknown.model)
 
 
+def test_layers_of_different_constraints_are_solved_in_the_order_in_which_they_act() -> None:
+    """One sequential step for both constraints, beside one step for each, the deeper layers first."""
+    ratios = []
+    for seed in range(6):
+        model, every = net(4, 16, seed, 640)
+        seen, fresh = (Evidence(every.samples.take(np.arange(*part)), 1) for part in ((0, 320), (320, 640)))
+        together = constrained(model, "grid:3", seen, by_layer={"node_a[01]": "sparse:2:4"}, sequential=True)
+        apart = model
+        for text, only in (("grid:3", ("node_a2", "node_a3", "node_y")), ("sparse:2:4", ("node_a[01]",))):
+            apart = constrained(apart, text, seen, Scope(only=only), sequential=True).model
+        texts = {each.layer: each.constraint for each in together.predicted}
+        assert [texts[f"node_a{at}"] for at in range(4)] == ["sparse:2:4", "sparse:2:4", "grid:3", "grid:3"]
+        ratios.append(error_of(model, together.model, fresh) / error_of(model, apart, fresh))
+    assert np.median(ratios) < 0.9
+
+
+@given(st.permutations(["grid:4", "codebook:8", "sparse:2:4", "sparse:0.5+grid:5"]))
+def test_one_step_is_the_steps_of_each_constraint_together(texts: list[str]) -> None:
+    model, _ = net()
+    by_layer = dict(zip(("node_a0", "node_a1", "node_a2"), texts[1:], strict=True))
+    one = constrained(model, texts[0], by_layer=by_layer, solver="nearest", form="cast").model
+    each = constrained(model, texts[0], None, Scope(only=("node_y",)), solver="nearest", form="cast").model
+    for node, text in by_layer.items():
+        each = constrained(each, text, None, Scope(only=(node,)), solver="nearest", form="cast").model
+    x = np.random.default_rng(8).normal(size=(5, 24)).astype(np.float32)
+    np.testing.assert_array_equal(run(one, x0=x)[0], run(each, x0=x)[0])
+
+
+def test_names_in_by_layer_are_checked_and_count_before_patterns() -> None:
+    model, _ = net()
+    result = constrained(model, "grid:8", by_layer={"node_*": "grid:6", "node_a1": "grid:4"}, form="cast")
+    assert [each.constraint for each in result.predicted] == ["grid:6", "grid:4", "grid:6", "grid:6"]
+    with pytest.raises(OptionError, match="by_layer 'node_b1' matches no node of test; did you mean node_"):
+        constrained(model, "grid:8", by_layer={"node_b1": "grid:4"})
+    with pytest.raises(OptionError, match="grid"):
+        constrained(model, "grid:8", by_layer={"node_a1": "grit:4"})
+    with pytest.raises(OptionError, match="cannot put node 'node_a1' into codebook:1000"):
+        constrained(model, "grid:8", by_layer={"node_a1": "codebook:1000"})
+
+
+def test_a_weight_of_two_layers_cannot_be_two_things() -> None:
+    model = parse("test (float[N,8] x) => (float[N,8] y) { a = MatMul(x, w)  y = MatMul(a, w) }", w=(8, 8))
+    result = constrained(model, "grid:8", by_layer={"node_[a]": "grid:4"}, form="cast")
+    assert not result.modified
+    assert "its weight w would have to be grid:4 and grid:8 at once" in result.notes[0]
+
+
 def test_predictions_are_of_the_objective_and_travel_with_the_plan() -> None:
     model, evidence = net(1)
     steps = tuple(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.planning.plans import constraints_in
 
 from gossamer.constraints.grid import Grid
 from gossamer.errors import OptionError
@@ -22,18 +23,15 @@ def entry(weight: str, nodes: tuple[str, ...], size: int, noise: float, gain: fl
     return Entry(weight, nodes, (Option(None, 0.0, 0.0, 1.0, 4 * size), *grids), gain)
 
 
-def bits_of(plan: Plan) -> dict[str, int]:
+def bits_of(plan: Plan, entries: list[Entry]) -> dict[str, int]:
     """Node -> bits."""
-    return {
-        node: int(step.config["constraint"].removeprefix("grid:"))
-        for step in plan.steps[1:]
-        for node in step.scope.only
-    }
+    texts = constraints_in(plan, [node for one in entries for node in one.nodes])
+    return {node: int(text.removeprefix("grid:")) for node, text in texts.items()}
 
 
 def stored(plan: Plan, entries: list[Entry]) -> int:
     """Bytes of the weights as a plan stores them."""
-    taken = bits_of(plan)
+    taken = bits_of(plan, entries)
     return sum(
         next(
             o.stored_bytes
@@ -60,7 +58,7 @@ def test_a_plan_is_within_the_limit_with_everything_else(layers: list[tuple[int,
 def test_the_layer_that_the_outputs_hear_most_keeps_most_bits() -> None:
     entries = [entry("a", ("a",), 1000, 1.0, gain=100.0), entry("b", ("b",), 1000, 1.0, gain=0.01)]
     plan = within(entries, 900, 0, BEFORE, {}, "small").plan
-    bits = bits_of(plan)
+    bits = bits_of(plan, entries)
     assert bits["a"] > bits["b"]
 
 

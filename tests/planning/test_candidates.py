@@ -59,7 +59,7 @@ def test_every_proposed_step_is_a_sentence_the_passes_understand(model: Model, m
     for plan in propose(features(model), onnxruntime, minimize):
         for sentence in plan.steps:
             contract.configure(sentence)
-            contract.check_scope(sentence, model)
+            contract.check_names((*sentence.scope.only, *sentence.scope.skip), model, sentence.method)
 
 
 def test_network_of_convolutions() -> None:

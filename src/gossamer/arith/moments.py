@@ -64,6 +64,18 @@ def pooled_moments(parts: Sequence[Moments]) -> Moments:
     return parts[0]._replace(h_GKK=h_GKK, rows_GO=rows_GO, samples=count, rows=rows)
 
 
+def stacked(parts: Sequence[Moments | None]) -> Moments | None:
+    """Of weights stacked along G; None where something is not known of all of them."""
+    known = [each for each in parts if each is not None]
+    if len(known) < len(parts):
+        return None
+    h = [each.h_GKK for each in known if each.h_GKK is not None]
+    rows = [each.rows_GO for each in known if each.rows_GO is not None]
+    if len(h) == len(known):
+        return Moments(np.concatenate(h), None, known[0].samples, known[0].source)
+    return Moments(None, np.concatenate(rows), known[0].samples) if len(rows) == len(known) else None
+
+
 def _mean(arrays: Sequence[np.ndarray], shares: Sequence[float]) -> np.ndarray:
     total = arrays[0] * arrays[0].dtype.type(shares[0])
     for array, share in zip(arrays[1:], shares[1:], strict=True):

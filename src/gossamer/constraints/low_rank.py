@@ -65,8 +65,9 @@ class LowRank(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
             return False
         if self.rank is None:
             return True
-        miss = np.linalg.norm(np.asarray(w_GOK, np.float64) - self.project(w_GOK, k_shape).real())
-        return bool(miss <= (CP_CLOSE if self.split == "cp" else CLOSE) * np.linalg.norm(w_GOK))
+        w = np.asarray(w_GOK, np.float64)  # in float32 the squares of small numbers are zero
+        miss = np.linalg.norm(w - self.project(w_GOK, k_shape).real())
+        return bool(miss <= (CP_CLOSE if self.split == "cp" else CLOSE) * np.linalg.norm(w))
 
     def obstacle(self, shape_GOK: tuple[int, ...], k_shape: tuple[int, ...] = ()) -> str:
         """One line why weights of this shape cannot be taken apart so; "" if they can."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -106,7 +106,7 @@ def run(step: Step, model: Model, evidence: Evidence | None = None) -> Result:
     config = configure(step)
     if chosen.NEEDS_SAMPLES and evidence is None:
         raise OptionError(f"{step.method} needs calibration samples; give --data")
-    check_scope(step, model)
+    check_names((*step.scope.only, *step.scope.skip), model, f"{step.method}: scope")
     chosen.requires(model, config, step.scope)
     result = chosen.apply(model, config, step.scope, evidence)
     chosen.ensures(model, result, config)
@@ -167,14 +167,19 @@ def run_plan(plan: Plan, model: Model, evidence: Evidence | None = None, memo: M
     return applied
 
 
-def check_scope(step: Step, model: Model) -> None:
-    """Every name or pattern of the scope must meet a node; a typo must not silently change nothing."""
+def check_names(patterns: Iterable[str], model: Model, where: str) -> None:
+    """Every name or pattern must meet a node; a typo must not silently change nothing.
+
+    Raises:
+        OptionError: says where the name stands, and the nearest.
+    """
     nodes = [node.name or "" for node in model.ir.graph]
-    for pattern in (*step.scope.only, *step.scope.skip):
-        if not any(fnmatchcase(name, pattern) for name in nodes):
+    known = set(nodes)
+    for pattern in patterns:
+        if pattern not in known and not any(fnmatchcase(name, pattern) for name in nodes):
             near = get_close_matches(pattern, nodes, 1)
             hint = f"; did you mean {near[0]}?" if near else "; `gossamer inspect` lists the names"
-            raise OptionError(f"{step.method}: scope {pattern!r} matches no node of {model.name}{hint}")
+            raise OptionError(f"{where} {pattern!r} matches no node of {model.name}{hint}")
 
 
 def in_scope(scope: Scope, node: ir.Node) -> bool:

@@ -1,7 +1,8 @@
-"""An allocation as a plan: one sentence for every distinct constraint, over the layers that it was given to."""
+"""An allocation as a plan: one sentence, with the constraint that most layers have and the layers that differ."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from glob import escape
 from typing import Any
@@ -19,10 +20,9 @@ def allocated(
     config: Mapping[str, Any],
     name: str,
 ) -> Plan:
-    """A plan, and behind its steps those that put each layer under its constraint.
+    """A plan, and behind its steps one that puts each layer under its constraint; none where no layer has one.
 
-    Layers that one step takes are those with equal constraints; steps come in the order in which the graph first asks
-    for them.
+    All of them in one step, as it solves in the order in which layers act: see `gossamer.solving`.
 
     Args:
         plan: what comes first: steps that preserve the function.
@@ -31,9 +31,14 @@ def allocated(
         config: the other options of `constrain_weights`, such as {"solver": "second_order"}.
         name: of the new plan.
     """
-    taken: dict[str, list[str]] = {}
-    for node, constraint in zip(nodes, constraints, strict=True):
-        if constraint is not None:
-            taken.setdefault(as_text(constraint), []).append(escape(node))  # a scope holds patterns
-    steps = [Step(METHOD, {"constraint": text, **config}, Scope(only=tuple(names))) for text, names in taken.items()]
-    return Plan(name, (*plan.steps, *steps))
+    texts = {
+        escape(node): as_text(constraint)  # scopes hold patterns
+        for node, constraint in zip(nodes, constraints, strict=True)
+        if constraint is not None
+    }
+    if not texts:
+        return Plan(name, plan.steps)
+    (most, _), *_ = Counter(texts.values()).most_common(1)
+    others = {node: text for node, text in texts.items() if text != most}
+    options = {"constraint": most, **({"by_layer": others} if others else {}), **config}
+    return Plan(name, (*plan.steps, Step(METHOD, options, Scope(only=tuple(texts)))))

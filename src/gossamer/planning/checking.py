@@ -20,10 +20,11 @@ from gossamer.measuring.output_noise import output_noise
 from gossamer.nouns.model import Model
 from gossamer.nouns.prediction import Forecast, Prediction
 from gossamer.nouns.samples import Samples
-from gossamer.planning.ledger import SAMPLES, matrix_of, solved_once, uses_of
+from gossamer.planning.ledger import SAMPLES, uses_of
 from gossamer.planning.sensitivity import gains
 from gossamer.solvers import nearest, second_order
 from gossamer.solvers.contract import Solved
+from gossamer.solving import matrix_of, solved_once
 
 T = TypeVar("T")
 

@@ -15,17 +15,16 @@ import numpy as np
 
 from gossamer.arith.forms import floats_of
 from gossamer.arith.moments import Moments
-from gossamer.constraints.contract import Constraint, as_text
-from gossamer.graph.edit import constant
+from gossamer.constraints.contract import Constraint
 from gossamer.graph.weight_matrix import WeightMatrix
 from gossamer.graph.weight_uses import OPERATORS, read_alike, weight_uses
 from gossamer.measuring.evidence import Evidence
 from gossamer.measuring.output_noise import output_noise
 from gossamer.nouns.model import Model
 from gossamer.planning.sensitivity import gains
-from gossamer.solvers import nearest, second_order
-from gossamer.solvers.contract import Solved
+from gossamer.solvers import nearest
 from gossamer.solvers.options import Option, options
+from gossamer.solving import matrix_of, solved_once
 
 SAMPLES = 32  # for gains: noise is a mean over many values
 REFERENCE = 0.01  # noise over signal of a layer that is disturbed: far above rounding, far below where nets fall apart
@@ -85,30 +84,11 @@ def ledger(
     return _with_gains(entries, uses, moments, model, evidence, begin + budget_s - clock(), clock)
 
 
-def solved_once(
-    evidence: Evidence,
-    model: Model,
-    weight: str,
-    w_GOK: np.ndarray,
-    constraint: Constraint,
-    moments: Moments | None,
-    k_shape: tuple[int, ...] = (),
-) -> Solved:
-    """The least loss, made once for all that ask for it: the ledger, the pass, and who checks predictions."""
-    key = (weight, as_text(constraint))
-    return evidence.once(model, key, lambda: second_order.solve(w_GOK, constraint, moments, k_shape))
-
-
 def uses_of(model: Model, skip: Sequence[str] = ()) -> dict[str, list[WeightMatrix]]:
     """Initializer -> its readers, of weights that all of these see as the same matrix."""
     nodes = (node for node in model.ir.graph if node.op_type in OPERATORS and node.name not in skip)
     found = weight_uses(nodes, embeddings=True).uses
     return {weight.name or "": readers for weight, readers in found.items() if read_alike(readers)}
-
-
-def matrix_of(use: WeightMatrix) -> np.ndarray:
-    """The weight as (G, O, K)."""
-    return use.to_matrix(np.asarray(constant(use.value)))
 
 
 def _estimated(entry: Entry, solved: Sequence[Entry]) -> Entry:

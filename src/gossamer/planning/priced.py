@@ -25,11 +25,12 @@ from gossamer.measuring.evidence import Evidence
 from gossamer.measuring.prices import price_list
 from gossamer.measuring.shapes import static_shapes
 from gossamer.nouns.model import Model
-from gossamer.planning.ledger import Entry, ledger, matrix_of, uses_of
+from gossamer.planning.ledger import Entry, ledger, uses_of
 from gossamer.planning.ways import FLOAT, Part, Prices, Shaped, Way, cost_ms, parts, shaped, ways
 from gossamer.runtimes.contract import Feeds, Runtime
 from gossamer.solvers import nearest
 from gossamer.solvers.options import options
+from gossamer.solving import matrix_of
 
 EIGHT = Grid(8)
 REFERENCES = (Grid(4),)  # what gains are measured with

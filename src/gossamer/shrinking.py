@@ -1,4 +1,4 @@
-"""The smallest file that keeps the floor: a number of bits for every weight, from a limit that measurement moves."""
+"""The smallest file that keeps the floor: a grid or codebook for every weight, from a limit that measurement moves."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 
 from gossamer.arith.weight_grid import Bits
+from gossamer.constraints.codebook import Codebook
+from gossamer.constraints.contract import Constraint
 from gossamer.constraints.grid import Grid
 from gossamer.errors import OptionError
 from gossamer.measuring.evidence import Evidence
@@ -21,11 +23,14 @@ from gossamer.planning.candidates import CLEAN
 from gossamer.planning.ledger import Entry, ledger
 from gossamer.planning.limits import Attempt, next_limit
 
-BITS: tuple[Bits, ...] = (2, 3, 4, 5, 6, 7, 8)
+BITS: tuple[Bits, ...] = (2, 3, 4, 5, 6, 8)
+ENTRIES = (4, 8, 16, 32)  # of codebooks, which lose less than grids of as many bits in about half of all layers
+MENU: tuple[Constraint, ...] = (*(Grid(bits) for bits in BITS), *(Codebook(entries) for entries in ENTRIES))
 CONFIG: dict[str, Any] = {"solver": "second_order", "form": "cast"}
 FIRST_RATIO = 1 / 6  # of the float bytes: where weights of some five bits lead, and most nets keep their accuracy
 MOST_ATTEMPTS = 6
 LEDGER_S = 120.0
+MENDING_BYTES = 16  # that a layer may grow by when it is mended: biases and scales have a place already, names do not
 AFTER = Step("correct_bias", {"statistics": "sequential"})  # gains 2 to 4 dB behind few bits, the fast form half of one
 
 
@@ -70,17 +75,17 @@ class Ledger:
             for step in plan.steps
             if step.method == METHOD
         )
-        return len(to_bytes(run_plan(Plan(plan.name, steps), self.model).model))
+        return len(to_bytes(run_plan(Plan(plan.name, steps), self.model).model)) + MENDING_BYTES * len(self.entries)
 
 
 def weigh(model: Model, evidence: Evidence, memo: Memo, budget_s: float = LEDGER_S) -> Ledger:
-    """Every weight solved for every number of bits, and what its noise does to the network's outputs.
+    """Every weight solved for every grid and codebook, and what its noise does to the network's outputs.
 
     Raises:
         ModelError, DataError, CandidateError: see `planning.ledger.ledger`.
     """
     clean = run_plan(CLEAN, model, evidence, memo).model
-    entries = ledger(clean, evidence, [Grid(bits) for bits in BITS], budget_s=min(LEDGER_S, budget_s))
+    entries = ledger(clean, evidence, MENU, budget_s=min(LEDGER_S, budget_s))
     other_bytes = len(to_bytes(clean)) - sum(entry.options[0].stored_bytes for entry in entries)
     return Ledger(entries, CLEAN, clean, other_bytes)
 

@@ -75,6 +75,13 @@ def test_two_differences_tell_nothing() -> None:
     assert told((STATIC,), ((EQUALIZE, L2), 20.0, 2.0)) == []
 
 
+def test_another_constraint_for_every_layer_tells_nothing() -> None:
+    one, other = (
+        Step("constrain_weights", {"constraint": "grid:4", "by_layer": {"a": text}}) for text in ("grid:5", "grid:6")
+    )
+    assert told((one,), ((other,), 20.0, 2.0)) == []
+
+
 def test_a_pair_beside_the_chosen_one_stands_in_for_it() -> None:
     lines = told((EQUALIZE, L2, CORRECT), ((STATIC, CORRECT), 28.0, 2.0), ((STATIC,), 27.0, 2.0))
     assert lines == ["Correcting the biases made the outputs 1.0 dB truer, at the same speed. | Applied."]

@@ -98,7 +98,7 @@ def _single(part: str, text: str) -> Grid | Sparse | Codebook | LowRank | Shared
             fields, Grid | Sparse | Codebook | LowRank | Shared
         )
     except (ValueError, OptionError) as error:  # msgspec's ValidationError is a ValueError
-        said = " ".join(str(error).split())
+        said = re.sub(r" - at `\$\.(\w+)`", r" for \1", " ".join(str(error).split()))
         raise OptionError(f"constraint {text!r}: {said}; allowed are {ALLOWED[name]}") from None
     return constraint
 

@@ -14,17 +14,28 @@ SCALABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulNBits")
 
 
 def can_scale(product: ir.Node) -> bool:
-    """Whether the node multiplies with a weight of known shape whose outputs lie along one axis."""
+    """Whether the outputs of a node lie along one axis, and the file has a place for their scales.
+
+    A scale for each channel of weights that share one, or a table, would be new: to store it costs more than it gains.
+    """
     grouped = product.op_type == "ConvTranspose" and attribute_int(product, "group", 1) > 1
     weight = product.inputs[1]
-    return product.op_type in SCALABLE and not grouped and weight is not None and weight.shape is not None
+    if product.op_type not in SCALABLE or grouped or weight is None or weight.shape is None:
+        return False
+    if product.op_type == "MatMulNBits" or (constant(weight) is not None and len(weight.uses()) == 1):
+        return True
+    axis, maker = _axis(product), weight.producer()
+    ones_O = np.ones(int(weight.shape.numpy()[axis]), np.float32)
+    return maker is not None and _factor(maker, ones_O, axis, len(weight.shape)) is not None
 
 
 def scale_channels(product: ir.Node, scale_O: np.ndarray) -> None:
     """Multiply the weight of each output channel, (O,).
 
-    A scale that is stored takes the factor in; dense floats are multiplied; before others a Mul is put, which
-    onnxruntime computes when it opens the file.
+    A scale that is stored takes the factor in; dense floats are multiplied.
+
+    Args:
+        product: one that `can_scale`.
     """
     if product.op_type == "MatMulNBits":  # its scales are (O, blocks), in older files flat
         stored = np.asarray(constant(product.inputs[2]))
@@ -34,8 +45,13 @@ def scale_channels(product: ir.Node, scale_O: np.ndarray) -> None:
     weight = product.inputs[1]
     if weight is None:
         return
+    product.replace_input_with(1, _scaled(product, weight, scale_O, _axis(product)))
+
+
+def _axis(product: ir.Node) -> int:
+    """That of the weight's output channels."""
     first = product.op_type == "Conv" or (product.op_type == "Gemm" and attribute_int(product, "transB", 0) != 0)
-    product.replace_input_with(1, _scaled(product, weight, scale_O, 0 if first else 1))
+    return 0 if first else 1
 
 
 def _scaled(product: ir.Node, weight: ir.Value, scale_O: np.ndarray, axis: int) -> ir.Value:
@@ -47,15 +63,14 @@ def _scaled(product: ir.Node, weight: ir.Value, scale_O: np.ndarray, axis: int) 
         return value
     rank = 0 if weight.shape is None else len(weight.shape)
     factor = None if maker is None else _factor(maker, scale_O, axis, rank)
-    if maker is not None and factor is not None:
-        inputs = [maker.inputs[0], _new(product, maker.inputs[1], factor), *maker.inputs[2:]]
-        value = add_node(product, maker.op_type, inputs, weight.name or "weight", ir.DataType.FLOAT, weight.shape)
-        made = value.producer()
-        if made is not None:
-            made.attributes.update(maker.attributes)
-        return value
-    by = add_initializer(graph_of(product), f"{weight.name}_by", _along(scale_O, axis, rank))
-    return add_node(product, "Mul", [weight, by], f"{weight.name}_scaled", ir.DataType.FLOAT, weight.shape)
+    if maker is None or factor is None:
+        return weight
+    inputs = [maker.inputs[0], _new(product, maker.inputs[1], factor), *maker.inputs[2:]]
+    value = add_node(product, maker.op_type, inputs, weight.name or "weight", ir.DataType.FLOAT, weight.shape)
+    made = value.producer()
+    if made is not None:
+        made.attributes.update(maker.attributes)
+    return value
 
 
 def _factor(maker: ir.Node, scale_O: np.ndarray, axis: int, rank: int) -> np.ndarray | None:

@@ -128,6 +128,8 @@ def _doing(step: Step) -> str:
 def _within_a_step(mine: Step, theirs: Step) -> _Difference | None:
     options = sorted({*mine.config, *theirs.config})
     changed = [option for option in options if mine.config.get(option) != theirs.config.get(option)]
+    if "by_layer" in changed:  # another share for every layer: no single difference
+        return None
     if mine.scope == theirs.scope and len(changed) == 1:
         return _other_value(mine, theirs, changed[0])
     if changed or mine.scope.only != theirs.scope.only:

@@ -1,10 +1,13 @@
 """Second-order compression beside the nearest point: weights only, activations in float.
 
-    python bench/second_order.py [--nets demo,digits,lite0,minilm] [--parts bits,sparse,codebook,corrected,eighth]
+    python bench/second_order.py [--nets demo,digits,lite0,minilm]
+                                 [--parts bits,sparse,codebook,corrected,spread,eighth]
                                  [--ways nearest,second_order,sequential+bias] [--only grid:4,sparse:2:4]
 
 - bits, sparse, codebook: every weight of the network under one constraint, as each solver does it.
 - corrected: EfficientNet-Lite0 at 4 bits a channel, with what stands before and behind the solver.
+- spread: 70 % of all weights zero, layer by layer as the ledger says, beside the same ratio everywhere and beside one
+  threshold of magnitude for the whole network.
 - eighth: whole networks at 1/8 of their float bytes, mixed by the ledger, beside uniform constraints.
 
 What is judged lies in `judge.npz`, which no solver saw; solvers see at most 300 samples of `data.npz`. Noise, agreement
@@ -18,15 +21,20 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 
+import numpy as np
 from msgspec.structs import replace
 
 import judge
 from gossamer.constraints.contract import constraint_from_text
+from gossamer.constraints.sparse import Sparse
 from gossamer.nouns.model import to_bytes
-from gossamer.nouns.plan import Plan, Step, plan_from_yaml
+from gossamer.nouns.plan import Plan, Scope, Step, plan_from_yaml
 from gossamer.passes.contract import run_plan
+from gossamer.planning.allocated import allocated
+from gossamer.planning.allocation import allocate
 from gossamer.planning.budgeted import fitted
-from gossamer.planning.ledger import Entry, ledger
+from gossamer.planning.ledger import Entry, ledger, uses_of
+from gossamer.solving import matrix_of
 from second_order_cases import HEAD, Net, code_digest, constrained, in_a_way, row
 
 NETS = ("demo", "digits", "lite0", "minilm")
@@ -40,6 +48,8 @@ MENUS = {
     "grids": GRIDS,
     "grids and codebooks": [*GRIDS, "codebook:4:channel", "codebook:8", "codebook:16", "codebook:32"],
 }
+ZEROS = 0.7
+RATIOS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 UNIFORM = ("grid:2", "grid:3", "grid:4", "codebook:8", "codebook:16")
 LEDGER_S = 900.0
 WAYS = ("nearest", "second_order", "second_order+bias", "sequential", "sequential+bias")
@@ -66,6 +76,54 @@ def corrected(net: Net) -> None:
         equalized = [Step("equalize_channels"), *in_a_way(plain, way)]
         print(row(net, f"equalized, {way}", net.made(equalized), nearest), flush=True)
     print()
+
+
+def spread(net: Net) -> None:
+    """As many zeros as the same ratio everywhere makes, where they cost least."""
+    print(f"### {net.name}, {ZEROS:.0%} zeros spread over the layers\n\n{HEAD}\n" + 8 * "|---" + "|")
+    steps = _spread(net)
+    nearest = net.made(in_a_way(steps, "nearest"))
+    uniform = net.made([constrained(f"sparse:{ZEROS}", "nearest")])
+    print(row(net, "same ratio everywhere, nearest", uniform), flush=True)
+    print(row(net, "one threshold of magnitude, nearest", net.made(_one_threshold(net))), flush=True)
+    print(row(net, "spread by the ledger, nearest", nearest), flush=True)
+    for way in WAYS[1:]:
+        print(row(net, f"spread by the ledger, {way}", net.made(in_a_way(steps, way)), uniform), flush=True)
+    print()
+
+
+def _spread(net: Net) -> tuple[Step, ...]:
+    """The least predicted noise with that many zeros among the weights that can have any."""
+    kept = net.folder / f"spread-{code_digest()}.yaml"
+    if not kept.exists():
+        sparse = [Sparse(ratio=ratio) for ratio in RATIOS]
+        entries = ledger(net.clean, net.evidence, sparse, budget_s=LEDGER_S)
+        left = [_left(entry) for entry in entries]
+        limit = (1 - ZEROS) * sum(float(one[0]) for one in left)
+        choices = allocate([entry.noise_ratios() for entry in entries], left, limit, "weights").choices
+        chosen = [entry.options[choice].constraint for entry, choice in zip(entries, choices, strict=True)]
+        nodes = [node for entry in entries for node in entry.nodes]
+        each = [one for entry, one in zip(entries, chosen, strict=True) for _ in entry.nodes]
+        kept.write_text(allocated(Plan("none"), nodes, each, {"solver": "second_order"}, "spread").to_yaml())
+    return plan_from_yaml(kept.read_text()).steps
+
+
+def _left(entry: Entry) -> np.ndarray:
+    """How many weights every option leaves."""
+    size = entry.options[0].stored_bytes / 4
+    shares = [one.constraint.ratio or 0.0 if isinstance(one.constraint, Sparse) else 0.0 for one in entry.options]
+    return size * (1 - np.array(shares))
+
+
+def _one_threshold(net: Net) -> list[Step]:
+    """The smallest of all weights of the network, as Han et al. 2015 and most tools cut them globally."""
+    found = {weight: matrix_of(readers[0]) for weight, readers in uses_of(net.clean).items()}
+    nodes = {weight: readers[0].node.name or "" for weight, readers in uses_of(net.clean).items()}
+    threshold = np.quantile(np.abs(np.concatenate([w.ravel() for w in found.values()])), ZEROS)
+    ratios = {nodes[weight]: round(float((np.abs(w) < threshold).mean()), 4) for weight, w in found.items()}
+    texts = {node: f"sparse:{min(ratio, 0.9999)}" for node, ratio in ratios.items() if ratio > 0}
+    config = {"constraint": f"sparse:{ZEROS}", "by_layer": texts, "solver": "nearest"}
+    return [Step("constrain_weights", config, Scope(only=tuple(texts)))]
 
 
 def eighth(net: Net) -> None:
@@ -126,6 +184,8 @@ def main() -> None:
                 side_by_side(net, part, chosen, arguments.ways.split(","))
             elif part == "corrected" and name == "lite0":
                 corrected(net)
+            elif part == "spread" and name in ("demo", "lite0", "minilm"):
+                spread(net)
             elif part == "eighth" and name in ("lite0", "minilm"):
                 eighth(net)
 
@@ -134,7 +194,7 @@ def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", default=",".join(NETS))
-    parser.add_argument("--parts", default="bits,sparse,codebook,corrected,eighth")
+    parser.add_argument("--parts", default="bits,sparse,codebook,corrected,spread,eighth")
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--only", default="", help="constraints, of those of the parts")
     return parser.parse_args()

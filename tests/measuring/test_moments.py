@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from gossamer.arith.moments import Moments, loss
 from gossamer.errors import DataError, ModelError
 from gossamer.graph.weight_matrix import matrices_by_weight
-from gossamer.measuring.moments import moments
+from gossamer.measuring.gathering import Counted, Gathering
+from gossamer.measuring.moments import fetch, find_batching, moments
 from gossamer.nouns.model import Model
 from gossamer.nouns.samples import Samples, samples_from_arrays
 from gossamer.runtimes.onnxruntime import open_session
@@ -103,6 +104,14 @@ def test_products_and_tables(text: str, w_shape: tuple[int, ...], x_shape: tuple
     got = one(model, samples)
     assert got.samples == 7 and got.source == "samples"
     check_against_outputs(model, "w", samples, got)
+
+
+def test_columns_that_are_samples_are_cut_as_columns() -> None:
+    """8 samples in batches of 3, of which the last is filled up."""
+    model = network("(float[3,4] x) => (float y) <float[4,3] t> { t = Transpose(x) y = MatMul(w, t) }", w=normal(5, 4))
+    x = normal(8, 4)
+    got = one(model, samples_from_arrays({"x": x}))
+    assert got.h_GKK is not None and np.allclose(got.h_GKK[0], x.T @ x / 8, rtol=1e-4)
 
 
 def test_look_ups_are_counted_a_sample() -> None:
@@ -232,6 +241,25 @@ def test_one_pass_for_all_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPat
     for name in NAMES:
         a, b, c = (found[name].h_GKK for found in (whole, parts, fixed))
         assert a is not None and np.allclose(a, b, rtol=1e-4, atol=1e-4) and np.allclose(a, c, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("waiting_bytes", [0, 4000])
+def test_what_waits_is_bounded_and_does_not_matter(monkeypatch: pytest.MonkeyPatch, waiting_bytes: int) -> None:
+    model, samples = small(), samples_from_arrays({"x": normal(11, 3, 9, 9)})
+    whole = moments(model, NAMES, samples)
+    monkeypatch.setattr("gossamer.measuring.gathering.WAITING_BYTES", waiting_bytes)
+    monkeypatch.setattr("gossamer.measuring.moments.LARGEST_BATCH", 1)
+    gathering = Gathering(model, NAMES)
+    batching = find_batching(gathering, samples, 1)
+    for sample in samples.batches(1):
+        fetched = fetch(batching.session, gathering.fetched, sample.feeds)
+        gathering.add(Counted(sample.feeds | fetched, 1, "a sample"), batching)
+        waits = [array.nbytes for own in gathering.waiting.values() for arrays in own for array in arrays.values()]
+        assert sum(waits) <= waiting_bytes
+    parts = gathering.result(len(samples))
+    for name in NAMES:
+        a, b = whole[name].h_GKK, parts[name].h_GKK
+        assert a is not None and b is not None and np.allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_ragged_samples() -> None:

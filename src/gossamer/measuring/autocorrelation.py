@@ -3,81 +3,28 @@
 H[(c, t), (c', u)] sums x_c x_c' over all places where taps t and u of the kernel lie at once. It depends on the offset
 between the two taps alone, but for the border: so one product of the whole map with itself, shifted by the offset,
 serves every pair of taps with that offset, and what some pairs do not see, a few rows and columns at the border, is
-counted apart and taken off. A 3 x 3 kernel has 81 pairs of taps and 13 offsets, as H is symmetric. That is 13 / 9 of
-the convolution's own work, where patches cost 9 / 2 and nine times the memory.
+counted apart and taken off. A 3 x 3 kernel has 81 pairs of taps and 13 offsets, as H is symmetric; `offsets` has the
+ways to their sums.
 
-With a stride, few pairs share a product, and maps of a few pixels are all border: there the patches are written out.
-What is cheaper is counted beforehand.
+A stride s deals the positions of an axis out to s maps, of which each tap reads one: with these as further channels it
+is a convolution without strides. Most of their pairs no two taps ask for, so that with many channels patches written
+out are cheaper; which is, is counted beforehand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-from itertools import pairwise, product
-from typing import NamedTuple
+from itertools import product
 
 import numpy as np
 
-PATCH_BYTES = 8_000_000  # written out at once: what a cache holds
+from gossamer.measuring.offsets import COPIED, Axis, Missing, Offset, cheapest, dealt_out, dealt_shape
+
+PATCH_BYTES = 8_000_000  # written at once: what a cache holds
 FEW_ROWS = 32
-CALL = 30_000  # multiply-adds that BLAS does in the time of one small call
-COPIED = 8  # and in that of writing one number
 
-Offset = tuple[int, ...]  # between two taps, along every axis of the map
-Missing = tuple[frozenset[int], ...]  # along every axis, the taps that do not read a cell; () is the whole map
-Box = tuple[tuple[int, int], ...]  # from where up to where, along every axis
-
-
-class Step(NamedTuple):
-    """One offset between taps: where both ends lie on the map, and the cells there that some pairs do not see."""
-
-    offset: Offset
-    live: Box
-    cells: tuple[tuple[Missing, Box], ...]
-
-
-class Axis(NamedTuple):
-    """One axis of a map, and what a kernel does along it.
-
-    Attributes:
-        size: of the map.
-        spans: for each tap, from which position up to which it reads while the kernel moves over the map.
-        offsets: from tap t to tap u, in positions of the map; None where the two never work on the same output.
-        strides, dilation, before, outputs: of the kernel, for patches.
-    """
-
-    size: int
-    spans: tuple[tuple[int, int], ...]
-    offsets: tuple[tuple[int | None, ...], ...]
-    stride: int
-    dilation: int
-    before: int
-    outputs: int
-
-
-def convolved(size: int, kernel: int, stride: int, dilation: int, before: int, outputs: int) -> Axis:
-    """An axis under a convolution, padded by `before` at its beginning: output q reads q * stride + t * dilation."""
-    firsts = [tap * dilation - before for tap in range(kernel)]
-    spans = tuple(_within(first, first + outputs, size) for first in firsts)
-    offsets = tuple(tuple((u - t) * dilation for u in range(kernel)) for t in range(kernel))
-    return Axis(size, spans, offsets, stride, dilation, before, outputs)
-
-
-def transposed(size: int, kernel: int, stride: int, dilation: int, before: int, outputs: int) -> Axis:
-    """An axis under a transposed convolution: position p adds to the outputs p * stride + t * dilation - before."""
-    shifts = [before - tap * dilation for tap in range(kernel)]
-    spans = tuple(_within(-(-shift // stride), -(-(outputs + shift) // stride), size) for shift in shifts)
-    offsets = tuple(
-        tuple(None if (t - u) * dilation % stride else (t - u) * dilation // stride for u in range(kernel))
-        for t in range(kernel)
-    )
-    return Axis(size, spans, offsets, 0, dilation, before, outputs)
-
-
-def _within(start: int, stop: int, size: int) -> tuple[int, int]:
-    low = min(max(start, 0), size)
-    return low, max(low, min(stop, size))
+Taps = tuple[int, ...]  # one tap: its place along every axis
+Sums = list[tuple[Missing, np.ndarray]]  # of one offset
 
 
 class Patches:
@@ -129,8 +76,7 @@ def _windows(padded: np.ndarray, axes: Sequence[Axis]) -> np.ndarray:
 class Offsets:
     """Sums of the second moment, by offset between taps; products are float32, their sums over batches float64.
 
-    The map is written once with zeros between its rows, so that a shift of all its numbers is a shift along all axes.
-    Where that wastes more than it saves, as in maps of a few pixels, what lies on the map after the shift is copied.
+    Channels are all channels of the first phase that some tap reads, then those of the next.
     """
 
     def __init__(self, groups: int, channels: int, zeros: Callable[[tuple[int, ...], type], np.ndarray]) -> None:
@@ -140,103 +86,54 @@ class Offsets:
 
     def add(self, x_BGCS: np.ndarray, axes: Sequence[Axis]) -> None:
         """Take in a batch."""
-        gaps = _gaps(axes)
-        sizes = [axis.size + gap for axis, gap in zip(axes, gaps, strict=True)]
-        steps = [int(np.prod(sizes[index + 1 :])) for index in range(len(sizes))]
-        spread = np.zeros((*x_BGCS.shape[1:3], len(x_BGCS), *sizes), np.float32)  # zeros between rows stop the wrapping
-        image = (slice(None),) * 3 + tuple(slice(0, axis.size) for axis in axes)
-        inside = spread[image]
-        inside[...] = np.moveaxis(x_BGCS, 0, 2)
-        flat_GCN = spread.reshape(*x_BGCS.shape[1:3], -1)
-        for offset, live, cells in plan(tuple(axes)):
-            shift = sum(part * step for part, step in zip(offset, steps, strict=True))
-            if any(offset) and _volume(live) * (1 + 2 * COPIED / x_BGCS.shape[2]) < int(np.prod(sizes)):
-                self._add(offset, (), _product(inside, live, offset))
-            else:
-                stop = flat_GCN.shape[2] - shift
-                self._add(offset, (), flat_GCN[:, :, :stop] @ flat_GCN[:, :, shift:].swapaxes(1, 2))
-            for missing, box in cells:
-                self._add(offset, missing, _product(inside, box, offset))
+        x_BGCS = dealt_out(x_BGCS, axes)
+        way, _ = cheapest(x_BGCS.shape, axes)
+        for part in way(x_BGCS, axes):
+            self._add(*part)
 
     def _add(self, offset: Offset, missing: Missing, sum_GCC: np.ndarray) -> None:
         key = (offset, missing)
         if key not in self.sums:
-            self.sums[key] = self.zeros(self.shape, np.float64)
-        self.sums[key] += sum_GCC
+            self.sums[key] = self.zeros(sum_GCC.shape, np.float64)
+        self.sums[key] += sum_GCC if any(offset) else (sum_GCC + sum_GCC.swapaxes(1, 2)) / 2
 
     def result(self, axes: Sequence[Axis], out_GKK: np.ndarray) -> np.ndarray:
         """The sum over all batches, into zeros (G, C * taps, C * taps); only the kernel counts of the axes."""
         groups, channels, _ = self.shape
         taps = [len(axis.spans) for axis in axes]
-        h_GCTCU = out_GKK.reshape(groups, channels, int(np.prod(taps)), channels, int(np.prod(taps)))
-        for offset in {offset for offset, _ in self.sums}:
-            parts = [(missing, sum_GCC) for (which, missing), sum_GCC in self.sums.items() if which == offset]
-            for t, u in _pairs(axes, offset):
-                total = sum(sign * part for sign, part in _seen(parts, t))
-                i, j = np.ravel_multi_index(t, taps), np.ravel_multi_index(u, taps)
-                h_GCTCU[:, :, i, :, j] = total
-                h_GCTCU[:, :, j, :, i] = np.swapaxes(total, 1, 2)
+        count = int(np.prod(taps))
+        h_GCTCU = out_GKK.reshape(groups, channels, count, channels, count)
+        several = max(1, PATCH_BYTES // (4 * groups * channels * count**2))
+        for first in range(0, channels, several):  # rows of the blocks of taps: gathered in a cache, turned once
+            stop = min(first + several, channels)
+            block_TGRUC = np.zeros((count, groups, stop - first, count, channels), np.float32)
+            for parts, t, u, i, j in self._pairs(axes, taps):
+                a, b = _first_channel(axes, t, channels), _first_channel(axes, u, channels)
+                block_TGRUC[i, :, :, j] = _seen(parts, t, slice(a + first, a + stop), slice(b, b + channels))
+                if i != j:
+                    turned_GCR = _seen(parts, t, slice(a, a + channels), slice(b + first, b + stop))
+                    block_TGRUC[j, :, :, i] = turned_GCR.swapaxes(1, 2)
+            h_GCTCU[:, first:stop] = block_TGRUC.transpose(1, 2, 0, 4, 3)
         return out_GKK
 
-
-@lru_cache(maxsize=64)
-def plan(axes: tuple[Axis, ...]) -> tuple[Step, ...]:
-    """Every offset of at least zero, and the cells of the map that some pairs of taps with that offset do not see."""
-    every = product(*(sorted({o for row in axis.offsets for o in row if o is not None}) for axis in axes))
-    return tuple(
-        Step(
-            offset,
-            tuple(_live(axis, part) for axis, part in zip(axes, offset, strict=True)),
-            tuple(_cells(axes, offset)),
-        )
-        for offset in every
-        if offset >= (0,) * len(axes)
-    )
+    def _pairs(self, axes: Sequence[Axis], taps: Sequence[int]) -> Iterator[tuple[Sums, Taps, Taps, int, int]]:
+        """Every two taps that work on the same output, one way round, with their numbers and their offset's sums."""
+        for offset in dict.fromkeys(offset for offset, _ in self.sums):
+            parts = [(missing, sum_GCC) for (which, missing), sum_GCC in self.sums.items() if which == offset]
+            for t, u in _apart(axes, offset):
+                if any(offset) or t <= u:
+                    yield parts, t, u, int(np.ravel_multi_index(t, taps)), int(np.ravel_multi_index(u, taps))
 
 
-def _live(axis: Axis, offset: int) -> tuple[int, int]:
-    """Positions that are still on the map once they are shifted."""
-    low = max(0, -offset)
-    return low, max(low, min(axis.size, axis.size - offset))
+def _first_channel(axes: Sequence[Axis], tap: Taps, channels: int) -> int:
+    """Of the map that a tap reads."""
+    index = 0
+    for axis, t in zip(axes, tap, strict=True):
+        index = index * len(axis.maps) + axis.maps.index(axis.phases[t])
+    return index * channels
 
 
-def _cells(axes: Sequence[Axis], offset: Offset) -> Iterator[tuple[Missing, Box]]:
-    segments = [_segments(axis, part) for axis, part in zip(axes, offset, strict=True)]
-    for cell in product(*segments):
-        if any(missing for _, missing in cell):
-            yield tuple(missing for _, missing in cell), tuple(span for span, _ in cell)
-
-
-def _segments(axis: Axis, offset: int) -> list[tuple[tuple[int, int], frozenset[int]]]:
-    """Runs of positions that the same taps do not read, as long as the shifted position is on the map."""
-    low, high = _live(axis, offset)
-    spans = {t: axis.spans[t] for t, row in enumerate(axis.offsets) if offset in row}
-    cuts = sorted({low, high, *(edge for span in spans.values() for edge in span if low < edge < high)})
-    runs = list(pairwise(cuts)) if low < high else []
-    return [
-        (run, frozenset(t for t, span in spans.items() if not (span[0] <= run[0] and run[1] <= span[1])))
-        for run in runs
-    ]
-
-
-def _product(inside: np.ndarray, box: Box, offset: Offset) -> np.ndarray:
-    """(G, C, C) of what lies in a box of the map with what lies in the shifted box."""
-    rows = _cut(inside, box, (0,) * len(box))
-    others = _cut(inside, box, offset) if any(offset) else rows
-    return np.asarray(rows @ others.swapaxes(1, 2))
-
-
-def _cut(inside: np.ndarray, box: Box, offset: Offset) -> np.ndarray:
-    """(G, C, N) of what lies in a shifted box."""
-    moved = tuple(slice(low + by, high + by) for (low, high), by in zip(box, offset, strict=True))
-    return np.ascontiguousarray(inside[(slice(None),) * 3 + moved]).reshape(*inside.shape[:2], -1)
-
-
-def _volume(box: Box) -> int:
-    return int(np.prod([high - low for low, high in box]))
-
-
-def _pairs(axes: Sequence[Axis], offset: Offset) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+def _apart(axes: Sequence[Axis], offset: Offset) -> Iterator[tuple[Taps, Taps]]:
     """Every two taps that lie this far apart."""
     along = [
         [(t, u) for t, row in enumerate(axis.offsets) for u, part in enumerate(row) if part == wanted]
@@ -246,33 +143,25 @@ def _pairs(axes: Sequence[Axis], offset: Offset) -> Iterator[tuple[tuple[int, ..
         yield tuple(t for t, _ in pairs), tuple(u for _, u in pairs)
 
 
-def _seen(parts: list[tuple[Missing, np.ndarray]], t: tuple[int, ...]) -> Iterator[tuple[int, np.ndarray]]:
-    """The whole map's sum, less the cells that this tap does not read."""
-    for missing, part in parts:
-        if not missing:
-            yield 1, part
-        elif any(tap in gone for tap, gone in zip(t, missing, strict=True)):
-            yield -1, part
-
-
-def _gaps(axes: Sequence[Axis]) -> list[int]:
-    return [max(abs(o) for row in axis.offsets for o in row if o is not None) for axis in axes]
+def _seen(parts: Sums, tap: Taps, rows: slice, columns: slice) -> np.ndarray:
+    """The whole map's sum, less the cells that this tap does not read; some channels by some, (G, R, C)."""
+    whole = next(sum_GCC for missing, sum_GCC in parts if not missing)
+    seen_GRC = np.array(whole[:, rows, columns])
+    for missing, sum_GCC in parts:
+        if any(t in gone for t, gone in zip(tap, missing, strict=False)):
+            seen_GRC -= sum_GCC[:, rows, columns]
+    return seen_GRC
 
 
 def offsets_are_cheaper(x_shape: tuple[int, ...], axes: Sequence[Axis]) -> bool:
-    """Which of the two takes fewer multiply-adds for a batch (B, G, C, *S), small calls and copies counted in."""
-    if any(axis.stride != 1 for axis in axes):
-        return not all(axis.stride for axis in axes)  # a transposed convolution has no patches here
+    """Whether sums by offset take less than patches for a batch (B, G, C, *S); multiply-adds, with copies as such."""
+    if not all(axis.stride for axis in axes):
+        return True  # a transposed convolution has no patches here
     batch, groups, channels = x_shape[:3]
     taps = int(np.prod([len(axis.spans) for axis in axes]))
     if taps == 1:
         return False
     seen = batch * groups * channels * taps * int(np.prod([axis.outputs for axis in axes]))
-    patches = seen * (channels * taps / 2 + COPIED)
-    steps = plan(tuple(axes))
-    spread = int(np.prod([axis.size + gap for axis, gap in zip(axes, _gaps(axes), strict=True)]))
-    copied = 1 + 2 * COPIED / channels
-    work = sum(min(spread, _volume(step.live) * copied) for step in steps) - spread / 2
-    work += sum(_volume(box) * copied for step in steps for _, box in step.cells)
-    calls = len(steps) + sum(len(step.cells) for step in steps)
-    return batch * groups * channels**2 * work + CALL * calls < patches
+    dealt = dealt_shape(x_shape, axes)
+    copied = 0 if dealt == tuple(x_shape) else COPIED * int(np.prod(dealt))
+    return cheapest(dealt, axes)[1] + copied < seen * (channels * taps / 3 + COPIED)  # large ones go faster than half

@@ -18,7 +18,7 @@ from gossamer.runtimes.contract import Session
 
 MEMORY_BYTES = 1_000_000_000
 MASK = "attention_mask"  # the input of this name, as transformers' exports have it, says which positions are padding
-WAITING_BYTES = 64_000_000  # of tensors that come in small batches, until they are counted together
+WAITING_BYTES = 128_000_000  # of tensors that come in small batches, until they are counted together; all in all
 
 
 class Counted(NamedTuple):
@@ -64,6 +64,7 @@ class Gathering:
         self.room = Room(memory_bytes)
         self.tallies: dict[Source, Tally] = {}
         self.waiting: dict[Source, list[Arrays]] = {}
+        self.waiting_bytes: dict[Source, int] = {}
         self.readers: dict[Source, WeightMatrix] = {}
         pairs = {name: paired and all(map(can_pair, uses)) for name, uses in self.uses.items()}
         self.paired = frozenset(name for name, is_pair in pairs.items() if is_pair)
@@ -94,14 +95,16 @@ class Gathering:
                 own = {name: _first(array, tally.batch_axes[name], rows, batching.size) for name, array in own.items()}
             if self.mask and tally.by_position and next(iter(own)) not in batching.shared:
                 own = {name: _unmasked(array, arrays[self.mask][:rows]) for name, array in own.items()}
-            waiting = self.waiting.setdefault(source, [])
-            waiting.append(own)
-            if sum(array.nbytes for each in waiting for array in each.values()) > WAITING_BYTES // len(self.tallies):
-                self._flush(source)
+            self.waiting.setdefault(source, []).append(own)
+            own_bytes = sum(array.nbytes for array in own.values())
+            self.waiting_bytes[source] = self.waiting_bytes.get(source, 0) + own_bytes
+            while sum(self.waiting_bytes.values()) > WAITING_BYTES:
+                self._flush(max(self.waiting_bytes, key=self.waiting_bytes.__getitem__))
 
     def _flush(self, source: Source) -> None:
         """Count what waits, arrays that differ in nothing but their number of samples together."""
         tally = self.tallies[source]
+        del self.waiting_bytes[source]
         alike: dict[tuple[tuple[int, ...], ...], list[Arrays]] = {}
         for own in self.waiting.pop(source, []):
             rests = (np.delete(array.shape, tally.batch_axes[name]) for name, array in own.items() if array.ndim)

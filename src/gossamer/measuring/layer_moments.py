@@ -12,7 +12,8 @@ import onnx_ir as ir
 from gossamer.graph.edit import attribute_float, attribute_int, constant
 from gossamer.graph.recurrent import RECURRENT
 from gossamer.graph.weight_matrix import CONVOLUTIONS, WeightMatrix
-from gossamer.measuring.autocorrelation import Axis, Offsets, Patches, convolved, offsets_are_cheaper, transposed
+from gossamer.measuring.autocorrelation import Offsets, Patches, offsets_are_cheaper
+from gossamer.measuring.offsets import Axis, convolved, transposed
 from gossamer.measuring.paired_moments import IN_FLOAT, doubled, stacking
 
 Arrays = Mapping[str, np.ndarray]
@@ -93,7 +94,7 @@ def tally_of(use: WeightMatrix, room: Room) -> Tally:
         return LookUps(x_name, use.shape[0])
     if node.op_type in CONVOLUTIONS:
         return Convolution(x_name, use, room)
-    return Rows(x_name, _row_axis(use), use, room)
+    return Rows(x_name, _row_axis(use), use, room, batch_axis=_batch_axis(use))
 
 
 class Pair:
@@ -123,6 +124,13 @@ def _row_axis(use: WeightMatrix) -> int:
     return -2 if use.slot == 0 else -1
 
 
+def _batch_axis(use: WeightMatrix) -> int:
+    """The axis of a product's input that counts samples; in W @ x with a matrix x these are its columns."""
+    shape = use.node.inputs[1 - use.slot].shape  # type: ignore[union-attr]  # a product has both
+    columns = use.slot == 0 and shape is not None and len(shape) == 2
+    return 1 if columns or _row_axis(use) == 0 else 0
+
+
 class Rows:
     """Of a matrix: every vector along one axis of its input. Of a recurrent layer, those within a sample's length.
 
@@ -137,10 +145,11 @@ class Rows:
         room: Room,
         lengths: ir.Value | None = None,
         time_axis: int = 0,
+        batch_axis: int = 0,
     ) -> None:
         self.name, self.axis, self.lengths, self.time_axis = name, axis, lengths, time_axis
         recurrent = use.node.op_type in RECURRENT
-        self.batch_axes = _computed({name: 1 - time_axis if recurrent else int(axis == 0), _name(lengths): 0})
+        self.batch_axes = _computed({name: 1 - time_axis if recurrent else batch_axis, _name(lengths): 0})
         self.by_position = axis == -1 and not recurrent
         self.h_KK = room.zeros((use.shape_GOK[2],) * 2, np.float32)
         self.rows = 0

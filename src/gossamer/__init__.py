@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gossamer.archive.files import inspect_archive, pack_file, unpack_file
     from gossamer.comparison import compare, measure, verify
     from gossamer.compression import apply, carry_out, compress, constraining, plan
     from gossamer.errors import GossamerError
@@ -47,11 +48,14 @@ _HOME = {
     "compress": "compression",
     "constraining": "compression",
     "inspect": "measuring.inspection",
+    "inspect_archive": "archive.files",
     "load": "intake.onnx_file",
     "load_torch": "intake.torch_module",
     "measure": "comparison",
+    "pack_file": "archive.files",
     "plan": "compression",
     "save": "nouns.model",
+    "unpack_file": "archive.files",
     "verify": "comparison",
 }
 
@@ -73,11 +77,14 @@ __all__ = [
     "compress",
     "constraining",
     "inspect",
+    "inspect_archive",
     "load",
     "load_torch",
     "measure",
+    "pack_file",
     "plan",
     "save",
+    "unpack_file",
     "verify",
 ]
 

@@ -6,6 +6,7 @@
         DataError           the samples, their labels, names or shapes
         OptionError         an option, a plan or a config
         OutputError         the place to write to
+        ArchiveError        a .goss file
       MissingExtraError     an optional dependency is not installed: exit status 2
       CandidateError        one candidate failed; recorded, the run goes on
 
@@ -35,6 +36,10 @@ class OptionError(InputError):
 
 class OutputError(InputError):
     """The output place cannot be written."""
+
+
+class ArchiveError(InputError):
+    """An archive is damaged, of another version, or not one at all."""
 
 
 class MissingExtraError(GossamerError):

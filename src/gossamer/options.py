@@ -60,7 +60,9 @@ def latency_share(text: str) -> float:
 ModelPath = Annotated[
     Path,
     typer.Argument(
-        metavar="MODEL", help="An ONNX file, or with their extras a Keras or TFLite file.", show_default=False
+        metavar="MODEL",
+        help="An ONNX file, an archive, or with their extras a Keras or TFLite file.",
+        show_default=False,
     ),
 ]
 Data = Annotated[
@@ -109,6 +111,17 @@ TimeLimit = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the result goes.")]
+Packed = Annotated[Path, typer.Option("--out", "-o", metavar="ARCHIVE", help="Where the archive goes.")]
+Unpacked = Annotated[Path, typer.Option("--out", "-o", metavar="MODEL", help="Where the ONNX file goes.")]
+Base = Annotated[
+    Path | None,
+    typer.Option(
+        "--base",
+        metavar="ARCHIVE",
+        help="An archive or ONNX file of another version of the model, which whoever unpacks has, too.",
+        show_default=False,
+    ),
+]
 Metric = Annotated[
     str | None,
     typer.Option(

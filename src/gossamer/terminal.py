@@ -34,6 +34,10 @@ class Terminal:
         """A line of progress."""
         self.progress.print(f"  {text}", style="dim", markup=False, highlight=False, soft_wrap=True)
 
+    def say(self, text: str) -> None:
+        """A line that is the result."""
+        self.stdout.write(text + "\n")
+
     def give(self, text: bytes) -> None:
         """The one JSON object."""
         self.stdout.write(text.decode().strip() + "\n")

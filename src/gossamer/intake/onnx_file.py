@@ -13,6 +13,8 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from gossamer.archive.files import SUFFIX as ARCHIVE_SUFFIX
+from gossamer.archive.files import read_archive
 from gossamer.errors import GossamerError, ModelError
 from gossamer.intake.computed_shapes import fix_shapes
 from gossamer.intake.keras_model import SUFFIXES as KERAS_SUFFIXES
@@ -51,11 +53,12 @@ def load(source: Any) -> Model:
     """Read a model and give its graph the clean form that every pass relies on (see `normalise`).
 
     Args:
-        source: the path of an ONNX, Keras or TFLite file, an `onnx.ModelProto`, a `keras.Model`, or a Model that was
-            already read.
+        source: the path of an ONNX, Keras, TFLite or .goss file, an `onnx.ModelProto`, a `keras.Model`, or a Model that
+            was already read.
 
     Raises:
         MissingExtraError: the packages that a Keras or TFLite model needs are not installed.
+        ArchiveError: the archive is damaged, or was packed against another model.
         ModelError: the file is absent, damaged, unsafe, older than opset 11, or of another kind; or weights hold NaN.
     """
     return normalise(read(source))
@@ -77,6 +80,8 @@ def read(source: Any) -> Model:
             return _converted(*convert_keras(path), path.name)
         if path.suffix.lower() == TFLITE_SUFFIX:
             return _converted(*convert_tflite(path), path.name)
+        if path.suffix.lower() == ARCHIVE_SUFFIX:
+            return _checked(_decode(read_archive(path), path), path.name, None)
         return _checked(_parse(path), path.name, path)
     if is_keras_model(source):
         return _converted(*convert_keras(source), source.name)

@@ -53,7 +53,7 @@ def to_bytes(model: Model) -> bytes:
     return content
 
 
-def save(model: Model, path: Path) -> int:
+def save(model: Model, path: str | Path) -> int:
     """Write `path` (and `path` + `.data` for weights over 2 GB) and return the bytes of all files needed to run it.
 
     Written to a temporary name first and renamed, so that an earlier file stays whole if this fails.
@@ -63,6 +63,7 @@ def save(model: Model, path: Path) -> int:
     """
     import onnx_ir as ir
 
+    path = Path(path)
     if model.weight_bytes() < PROTO_LIMIT_BYTES:
         return write_file(path, to_bytes(model))
     data = path.with_name(path.name + ".data")

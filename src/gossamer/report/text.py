@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gossamer.archive.files import Archive, ArchiveBytes, PackFacts
 from gossamer.measuring.inspection import Axes, Inspection
 from gossamer.measuring.layers import Layer
 from gossamer.nouns.facts import Accuracy, Bytes, Latency, LayerError
@@ -20,6 +21,7 @@ from gossamer.report.predictions import constrained, summary
 BESIDE = ("report.html", "record.json", "plan.yaml")  # what stands beside the artifact
 MOST_FINDINGS = 3  # shown; the report has them all
 LONGEST_REMEDY = 110  # a command fits
+MOST_TENSORS = 30  # of an archive, shown; --json has them all
 MOST_ERRORS = 20  # tensors shown; --json has them all
 DULL = ("", "too few weights to matter", "no weights")
 
@@ -78,6 +80,42 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
     console.print()
     console.print(_totals(inspection))
     _bullets(console, inspection.notes, "·", "dim")
+
+
+def print_archive(archive: Archive, console: Console) -> None:
+    """Where an archive's bytes go: its parts, then tensors, largest first."""
+    table = _table("tensor", "shape", "in the model", "in the archive", "bits a weight", numeric=(2, 3, 4))
+    for one in archive.tensors[:MOST_TENSORS]:
+        shape = "x".join(map(str, one.shape)) or "1"
+        sizes = (words.size_text(one.model_bytes), words.size_text(round(one.archive_bytes)))
+        table.add_row(Text(one.name), shape, *sizes, words.number(one.bits_per_weight, 2))
+    console.print(table)
+    hidden = len(archive.tensors) - MOST_TENSORS
+    if hidden > 0:
+        _line(console, f"{hidden} more tensors; --json lists all", "dim")
+    console.print()
+    _line(console, _archive_words(archive.bytes, archive.bits_per_weight))
+    if archive.base:
+        _line(console, f"packed against the model whose SHA-256 begins {archive.base[:16]}", "dim")
+
+
+def print_pack(facts: PackFacts, path: Path, console: Console) -> None:
+    """What packing came to."""
+    _line(console, f"{path}: {_archive_words(facts.bytes, facts.bits_per_weight)}")
+    bound = words.number(facts.order0_bits_per_weight, 3)
+    _line(console, f"each tensor by its own frequencies alone: {bound} bits a weight, at best", "dim")
+
+
+def _archive_words(size: ArchiveBytes, bits_per_weight: float) -> str:
+    share = words.number(100 * size.archive / max(size.model, 1), 1)
+    parts = ", ".join(
+        f"{name} {words.size_text(part)}"
+        for name, part in (("tensors", size.tensors), ("graph", size.graph), ("header", size.header))
+    )
+    return (
+        f"{words.size_text(size.archive)}, {share} % of the {words.size_text(size.model)} of the model ({parts}); "
+        f"{words.number(bits_per_weight, 3)} bits a weight"
+    )
 
 
 def _findings(record: Record, console: Console) -> None:

@@ -1,0 +1,1 @@
+"""Models stored near their entropy: `pack` writes a .goss file, `reader` gives the same bytes back."""

@@ -1,0 +1,188 @@
+"""Archives on disk: a model file packed, an archive unpacked, and what an archive's bytes are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+
+import msgspec
+
+from gossamer.archive.pack import pack, weights_in
+from gossamer.archive.reader import LIMIT_BYTES, read_header, read_index, unpack
+from gossamer.archive.spans import Span, spans
+from gossamer.archive.tables import Decoder
+from gossamer.errors import ArchiveError, ModelError
+from gossamer.nouns.model import write_file
+
+SUFFIX = ".goss"
+
+
+class ArchiveBytes(msgspec.Struct, frozen=True):
+    """Where an archive's bytes go; header, graph and tensors make up the archive.
+
+    Attributes:
+        model: of the ONNX file.
+        graph: of all that is no tensor's numbers: nodes, names, shapes, and how tensors are put back.
+        tensors: numbers of tensors, and the tables that code them.
+    """
+
+    model: int
+    archive: int
+    header: int
+    graph: int
+    tensors: int
+
+
+class ArchivedTensor(msgspec.Struct, frozen=True):
+    """A tensor in an archive; of those that were put together, each has its share of bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    model_bytes: int
+    archive_bytes: float
+    bits_per_weight: float
+
+
+class Archive(msgspec.Struct, frozen=True):
+    """What `gossamer inspect` tells of an archive.
+
+    Attributes:
+        base: SHA-256 of the model that it was packed against, or "".
+        tensors: largest first.
+    """
+
+    bytes: ArchiveBytes
+    bits_per_weight: float
+    base: str
+    tensors: tuple[ArchivedTensor, ...]
+
+
+class PackFacts(msgspec.Struct, frozen=True):
+    """What `gossamer pack` tells.
+
+    Attributes:
+        order0_bits_per_weight: what the numbers would take if each tensor were coded by its own frequencies, these,
+            the graph and the header for nothing; below it, only knowing more than frequencies helps.
+    """
+
+    bytes: ArchiveBytes
+    bits_per_weight: float
+    order0_bits_per_weight: float
+    seconds: float
+
+
+def pack_file(model: str | Path, out: str | Path, base: str | Path | None = None) -> PackFacts:
+    """Pack an ONNX file; `unpack_file` gives the same bytes back.
+
+    Args:
+        out: the archive, written to a temporary name first and renamed.
+        base: an archive or ONNX file that whoever unpacks will have, such as the version before.
+
+    Raises:
+        ModelError: not an ONNX file, or one whose weights lie in other files.
+        ArchiveError: the base is no whole archive.
+        OutputError: the archive cannot be written.
+    """
+    begin = perf_counter()
+    data = _read(Path(model))
+    _check_inside(data, Path(model))
+    packed = pack(data, None if base is None else _model_bytes(Path(base)))
+    write_file(Path(out), packed.data)
+    tensors = len(packed.data) - packed.header_bytes - packed.graph_bytes
+    numbers = max(packed.numbers, 1)
+    return PackFacts(
+        ArchiveBytes(len(data), len(packed.data), packed.header_bytes, packed.graph_bytes, tensors),
+        8 * len(packed.data) / numbers,
+        packed.order0_bits / numbers,
+        perf_counter() - begin,
+    )
+
+
+def unpack_file(archive: str | Path, out: str | Path, base: str | Path | None = None, most: int = LIMIT_BYTES) -> int:
+    """Write the ONNX file that was packed, and return its bytes.
+
+    Args:
+        out: written to a temporary name first and renamed.
+        base: see `pack_file`.
+        most: bytes of a model that are allowed.
+
+    Raises:
+        ArchiveError: not an archive, damaged, or of another base.
+        OutputError: the file cannot be written.
+    """
+    return write_file(Path(out), read_archive(archive, base, most))
+
+
+def read_archive(archive: str | Path, base: str | Path | None = None, most: int = LIMIT_BYTES) -> bytes:
+    """The bytes of the ONNX file that was packed.
+
+    Raises:
+        ArchiveError: see `unpack_file`.
+    """
+    data = _read(Path(archive))
+    return unpack(data, None if base is None else _model_bytes(Path(base)), most, Decoder)
+
+
+def inspect_archive(archive: str | Path, base: str | Path | None = None) -> Archive:
+    """Where the bytes of an archive go, tensor by tensor.
+
+    Raises:
+        ArchiveError: see `unpack_file`.
+    """
+    data = _read(Path(archive))
+    header = read_header(data)
+    index = read_index(data, header, Decoder)
+    model = unpack(data, None if base is None else _model_bytes(Path(base)), decoder=Decoder)
+    named = {span.offset: span for span in spans(model)}
+    coded = [
+        sum(section.length for section in header.sections[stream.section : stream.section + len(stream.chunks)])
+        for stream in index.streams
+    ]
+    tensors, at, numbers = [], 0, 0
+    for cut in index.cuts:
+        at += cut.gap
+        span = named.get(at, Span(at, cut.length, 0, (cut.length,), "?"))
+        stream = index.streams[cut.stream]
+        share = coded[cut.stream] * cut.length / max(sum(stream.chunks), 1)
+        weights = weights_in(span, stream.kind, stream.unit)
+        tensors.append(ArchivedTensor(span.name, span.shape, cut.length, share, 8 * share / max(weights, 1)))
+        at += cut.length
+        numbers += weights
+    first = header.sections[0]
+    return Archive(
+        ArchiveBytes(len(model), len(data), first.offset, first.length, len(data) - first.offset - first.length),
+        8 * len(data) / max(numbers, 1),
+        header.base.hex(),
+        tuple(sorted(tensors, key=lambda one: -one.archive_bytes)),
+    )
+
+
+def _model_bytes(path: Path) -> bytes:
+    """Of an ONNX file, or of the one in an archive."""
+    data = _read(path)
+    return unpack(data, None, LIMIT_BYTES, Decoder) if path.suffix.lower() == SUFFIX else data
+
+
+def _read(path: Path) -> bytes:
+    error = ArchiveError if path.suffix.lower() == SUFFIX else ModelError
+    if path.is_dir():
+        raise error(f"{path} is a folder; give the file")
+    try:
+        return path.read_bytes()
+    except OSError as problem:
+        raise error(f"{path} cannot be read: {problem.strerror or problem}; give the path of a file") from problem
+
+
+def _check_inside(data: bytes, path: Path) -> None:
+    """An archive is one file: weights beside the model would be lost."""
+    import onnx
+
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except Exception as error:  # protobuf's implementations raise different types
+        raise ModelError(f"{path} is not an ONNX file; give a model, or load it with gossamer and save it") from error
+    outside = next((one.name for one in proto.graph.initializer if one.data_location == onnx.TensorProto.EXTERNAL), "")
+    if outside or not proto.graph.output:
+        reason = f"the weight {outside!r} lies in another file" if outside else "there is no graph in it"
+        raise ModelError(f"{path} cannot be packed: {reason}; gossamer.save(gossamer.load(...), path) makes one file")

@@ -1,0 +1,132 @@
+"""Archives made by hand from docs/format.md, right or wrong; nothing of the package writes here but its constants."""
+
+from __future__ import annotations
+
+import lzma
+from collections.abc import Sequence
+from typing import NamedTuple
+from zlib import crc32
+
+import numpy as np
+
+from gossamer.archive.reader import FILTERS, MAGIC, TOP, VERSION, frequencies, read_header
+
+QUICK = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 16}]  # what any reader of larger ones reads too
+
+
+class Stream(NamedTuple):
+    """`planes` are bytes as rule 9 has them; chunks are what a section holds, and how many bytes it gives."""
+
+    kind: int
+    unit: int
+    low: int
+    planes: tuple[bytes, ...]
+    chunks: tuple[tuple[bytes, int], ...]
+    values: bytes = b""
+
+
+class Opened(NamedTuple):
+    """An archive before checksums and the index's compression; sections from 1 on, coded and decoded sizes."""
+
+    model_bytes: int
+    base: bytes
+    index: bytes
+    sections: tuple[tuple[bytes, int], ...]
+
+
+def number(value: int) -> bytes:
+    """Seven bits a byte."""
+    found = b""
+    while value > 127:
+        found += bytes([value & 127 | 128])
+        value >>= 7
+    return found + bytes([value])
+
+
+def signed(value: int) -> bytes:
+    return number(2 * value if value >= 0 else -2 * value - 1)
+
+
+def numbers(*values: int) -> bytes:
+    return b"".join(map(number, values))
+
+
+def classed(width: int, row: int, column: int, base: int, classes: int, shift: int = 0) -> bytes:
+    """A plane of coding 2."""
+    return numbers(2, width, row, column, base, classes) + signed(shift)
+
+
+def coded(parts: Sequence[tuple[Sequence[int], np.ndarray]]) -> bytes:
+    """Words for the symbols of some tables, in the order in which they are decoded."""
+    state, words = 0, []
+    for symbols, table in reversed(parts):
+        starts = np.cumsum(table) - table
+        for symbol in reversed(symbols):
+            frequency, start = int(table[symbol]), int(starts[symbol])
+            if state >> 40 >= frequency:
+                words.append(state & 0xFFFFFFFF)
+                state >>= 32
+            state = (state // frequency) << 24 | (state % frequency + start)
+    while state:
+        words.append(state & 0xFFFFFFFF)
+        state >>= 32
+    return np.array(words, "<u4").tobytes()
+
+
+def table(alphabet: int, first: int, entries: Sequence[int]) -> np.ndarray:
+    """The frequencies of a table."""
+    whole = np.zeros(alphabet, np.int64)
+    whole[first : first + len(entries)] = entries
+    return frequencies(whole)
+
+
+def archive_of(
+    streams: Sequence[Stream],
+    cuts: Sequence[tuple[int, int, int, int]],
+    skeleton: bytes,
+    tables: Sequence[tuple[int, int, Sequence[int]]] = (),
+    base: bytes = b"",
+    slope: int = 16,
+    coarse: int = 1,
+) -> Opened:
+    """Cuts as rule 6 has them, tables as alphabet, first symbol and entries."""
+    index = number(len(tables)) + b"".join(numbers(size, first, len(entries)) for size, first, entries in tables)
+    index += numbers(slope, coarse, len(streams))
+    for stream in streams:
+        index += numbers(stream.kind, stream.unit, stream.low)
+        if stream.kind == 5:
+            index += number(len(stream.values) // stream.unit) + stream.values
+        index += number(len(stream.planes)) + b"".join(stream.planes)
+        index += number(len(stream.chunks)) + b"".join(number(size) for _, size in stream.chunks)
+    index += number(len(cuts)) + b"".join(numbers(*cut) for cut in cuts) + skeleton
+    chunks = [chunk for stream in streams for chunk in stream.chunks]
+    entries = [entry for _, _, entries in tables for entry in entries]
+    model_bytes = len(skeleton) + sum(size for _, size in chunks)
+    return Opened(
+        model_bytes, base, index, ((table_section([each for *_, each in tables], slope, coarse), len(entries)), *chunks)
+    )
+
+
+def table_section(tables: Sequence[Sequence[int]], slope: int, coarse: int) -> bytes:
+    """Section 1."""
+    steps = [int(step) // coarse for entries in tables for step in np.diff(entries, prepend=0)]
+    folded = [2 * step if step >= 0 else -2 * step - 1 for step in steps]
+    return coded([(folded, frequencies(np.maximum(TOP - slope * np.arange(770), 1)))])
+
+
+def closed(opened: Opened, index: bytes | None = None) -> bytes:
+    """The archive's bytes, all checksums right; `index` instead of the compressed one."""
+    first = lzma.compress(opened.index, lzma.FORMAT_RAW, filters=QUICK) if index is None else index
+    sections = [(first, len(opened.index)), *opened.sections]
+    header = number(opened.model_bytes) + (b"\1" + opened.base if opened.base else b"\0") + number(len(sections))
+    header += b"".join(numbers(len(part), size) + crc32(part).to_bytes(4, "little") for part, size in sections)
+    whole = MAGIC + numbers(VERSION, len(header)) + header
+    return whole + crc32(whole).to_bytes(4, "little") + b"".join(part for part, _ in sections)
+
+
+def opened(data: bytes) -> Opened:
+    """An archive taken apart, to be put together another way."""
+    header = read_header(data)
+    parts = [(data[each.offset : each.offset + each.length], each.decoded) for each in header.sections]
+    coder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=FILTERS)
+    return Opened(header.model_bytes, header.base, coder.decompress(parts[0][0]), tuple(parts[1:]))

@@ -1,0 +1,141 @@
+"""Archives on disk, and in place of models."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from tests.packaged import demo_in
+from typer.testing import CliRunner
+
+import gossamer
+from gossamer.archive.files import Archive, PackFacts
+from gossamer.cli import app
+from gossamer.errors import ArchiveError, ModelError
+
+RNG = np.random.default_rng(5)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network with weights of eight bits, a table and biases."""
+    folder = tmp_path_factory.mktemp("archive")
+    demo_in(folder, 30)
+    return folder / "original.onnx"
+
+
+def run(*words: object) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_the_same_bytes_come_back_and_every_byte_is_accounted_for(model: Path, tmp_path: Path) -> None:
+    facts = gossamer.pack_file(model, tmp_path / "m.goss")
+    size = (tmp_path / "m.goss").stat().st_size
+    assert facts.bytes.archive == size == facts.bytes.header + facts.bytes.graph + facts.bytes.tensors
+    assert facts.bytes.model == model.stat().st_size > size
+    assert gossamer.unpack_file(tmp_path / "m.goss", tmp_path / "back.onnx") == facts.bytes.model
+    assert (tmp_path / "back.onnx").read_bytes() == model.read_bytes()
+    archive = gossamer.inspect_archive(tmp_path / "m.goss")
+    assert archive.bytes == facts.bytes and archive.bits_per_weight == pytest.approx(facts.bits_per_weight)
+    names = {tensor.name for tensor in onnx.load(model).graph.initializer if tensor.raw_data}
+    assert {one.name for one in archive.tensors} <= names | {""}
+    tables = facts.bytes.tensors - sum(one.archive_bytes for one in archive.tensors)
+    assert 0 <= tables < 0.02 * size
+
+
+def test_the_command_line(model: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "m.goss"
+    facts = msgspec.json.decode(run("pack", model, "-o", packed, "--json"), type=PackFacts)
+    assert facts.bytes.archive == packed.stat().st_size
+    assert "bits a weight" in run("pack", model, "-o", packed)
+    archive = msgspec.json.decode(run("inspect", packed, "--json"), type=Archive)
+    shown = run("inspect", packed)
+    assert "in the archive" in shown and archive.bytes == facts.bytes
+    run("unpack", packed, "-o", tmp_path / "back.onnx")
+    assert (tmp_path / "back.onnx").read_bytes() == model.read_bytes()
+
+
+def test_an_archive_stands_in_for_its_model(model: Path, tmp_path: Path) -> None:
+    gossamer.pack_file(model, tmp_path / "m.goss")
+    read, packed = gossamer.load(model), gossamer.load(tmp_path / "m.goss")
+    for loaded in (read, packed):
+        gossamer.save(loaded, tmp_path / f"{loaded.name}.onnx")
+    assert (tmp_path / "original.onnx.onnx").read_bytes() == (tmp_path / "m.goss.onnx").read_bytes()
+
+
+def test_an_update_is_small_and_needs_its_base(tmp_path: Path) -> None:
+    before = RNG.normal(size=(200, 300)).astype(np.float32)
+    after = before.copy()
+    after[::7] *= np.float32(1.0001)
+    old, new = (written(tmp_path / f"{name}.onnx", array) for name, array in (("old", before), ("new", after)))
+    gossamer.pack_file(old, tmp_path / "old.goss")
+    whole = gossamer.pack_file(new, tmp_path / "new.goss")
+    update = gossamer.pack_file(new, tmp_path / "update.goss", tmp_path / "old.goss")
+    assert update.bytes.archive < 0.2 * whole.bytes.archive
+    for base in ("old.goss", "old.onnx"):
+        gossamer.unpack_file(tmp_path / "update.goss", tmp_path / "back.onnx", tmp_path / base)
+        assert (tmp_path / "back.onnx").read_bytes() == new.read_bytes()
+    with pytest.raises(ArchiveError, match=r"packed against a model whose SHA-256 begins .*; none was given"):
+        gossamer.load(tmp_path / "update.goss")
+    with pytest.raises(ArchiveError, match="the one given begins"):
+        gossamer.unpack_file(tmp_path / "update.goss", tmp_path / "x.onnx", tmp_path / "new.goss")
+    assert gossamer.inspect_archive(tmp_path / "update.goss", old).base
+
+
+def written(path: Path, weight: np.ndarray) -> Path:
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "one",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", len(weight)])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", weight.shape[1]])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    path.write_bytes(helper.make_model(graph).SerializeToString())
+    return path
+
+
+def test_bad_files_are_named(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "text.onnx").write_text("not a model")
+    for path, words in (("text.onnx", "not an ONNX file"), ("none.onnx", "cannot be read"), (".", "is a folder")):
+        with pytest.raises(ModelError, match=words):
+            gossamer.pack_file(tmp_path / path, tmp_path / "m.goss")
+    assert not (tmp_path / "m.goss").exists()
+    (tmp_path / "broken.goss").write_bytes(b"PK")
+    for use in (gossamer.load, gossamer.inspect_archive):
+        with pytest.raises(ArchiveError, match=r"not a \.goss archive"):
+            use(tmp_path / "broken.goss")
+
+
+def test_weights_in_other_files_are_not_lost(tmp_path: Path) -> None:
+    proto = onnx.load(written(tmp_path / "m.onnx", RNG.normal(size=(64, 64)).astype(np.float32)))
+    onnx.save(proto, tmp_path / "out.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    with pytest.raises(ModelError, match="the weight 'w' lies in another file"):
+        gossamer.pack_file(tmp_path / "out.onnx", tmp_path / "m.goss")
+
+
+def test_a_kill_while_packing_leaves_no_half_file(model: Path, tmp_path: Path) -> None:
+    """At random moments; the name holds what was there before, or the whole archive."""
+    target = tmp_path / "m.goss"
+    target.write_bytes(b"before")
+    code = "import sys, gossamer; print('ready', flush=True); gossamer.pack_file(sys.argv[1], sys.argv[2])"
+    for delay in (0.0, 0.1, 0.25, 0.5):
+        child = subprocess.Popen([sys.executable, "-c", code, str(model), str(target)], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(delay)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        content = target.read_bytes()
+        assert content == b"before" or gossamer.unpack_file(target, tmp_path / "back.onnx")

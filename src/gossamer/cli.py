@@ -152,6 +152,14 @@ def constrain(
             help="Solve each layer behind those that are done, so that it makes up for their errors (needs --data).",
         ),
     ] = True,
+    rate: Annotated[
+        float,
+        typer.Option(
+            metavar="NOISE",
+            help="Noise over signal of a layer's output that one bit of an archive is worth, such as 1e-7: weights on "
+            "a grid or codebook are then chosen for few bits, too.",
+        ),
+    ] = 0.0,
     max_drop: Drop = "1%",  # type: ignore[assignment]
     out: Out = Path("out"),
     metric: Metric = None,
@@ -187,7 +195,7 @@ def constrain(
         from gossamer import compression
         from gossamer.delivery import writable_folder
 
-        plan = compression.constraining(constraint, solver, tuple(layers or ()), sequential, data is not None)
+        plan = compression.constraining(constraint, solver, tuple(layers or ()), sequential, data is not None, rate)
         if data is None:
             writable_folder(out)
             write_file(out / "plan.yaml", plan.to_yaml().encode())

@@ -15,6 +15,7 @@ import msgspec
 
 from gossamer.constraints.contract import constraint_from_text
 from gossamer.delivery import check_not_input, writable_folder
+from gossamer.errors import OptionError
 from gossamer.gate import baseline, open_original
 from gossamer.handover import hand_over
 from gossamer.intake.binding import bind, cast_notes
@@ -37,6 +38,7 @@ from gossamer.planning.candidates import CLEAN, propose
 from gossamer.planning.features import features
 from gossamer.replay import evidence_from, read_plan, recorded_evidence
 from gossamer.runtimes.contract import find
+from gossamer.solving import rate_obstacle
 from gossamer.trials import Bench, Say, try_all, try_one, verify_best
 
 
@@ -194,6 +196,7 @@ def constraining(
     layers: tuple[str, ...] = (),
     sequential: bool = True,
     samples: bool = True,
+    rate: float = 0.0,
 ) -> Plan:
     """The plan that moves weights into one constraint and, with samples, corrects biases behind it.
 
@@ -201,13 +204,16 @@ def constraining(
         constraint: as text, `grid:4`; see `constraints.contract`.
         layers: names of nodes or shell patterns; empty means all.
         sequential: each layer is solved behind those that are done, and makes up for their errors.
+        rate: noise over signal of a layer's output that one bit of an archive is worth, see `constrain_weights`.
 
     Raises:
-        OptionError: there is no such constraint.
+        OptionError: there is no such constraint, or it takes no rate.
     """
-    constraint_from_text(constraint)
+    if reason := rate_obstacle(constraint_from_text(constraint), solver, rate):
+        raise OptionError(reason)
     behind = sequential and samples and solver == "second_order"
     config = {"constraint": constraint, "solver": solver, **({"sequential": True} if behind else {})}
+    config |= {"rate": rate} if rate else {}
     mend = (Step("correct_bias", {"statistics": "sequential"}),) if samples else ()
     return Plan(constraint, (*CLEAN.steps, Step("constrain_weights", config, Scope(only=layers)), *mend))
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.graph.layers_with_weights import NAMES, an_input, layers, matrix_of, uses_in, with_numbers
 from tests.passes.graphs import applied, array_of, parse, run
 
+from gossamer.archive.pack import pack
 from gossamer.arith.forms import floats_of, stored_bits
 from gossamer.constraints.contract import as_text, constraint_from_text
 from gossamer.errors import CandidateError, DataError, OptionError
@@ -197,6 +198,30 @@ def test_one_step_is_the_steps_of_each_constraint_together(texts: list[str]) -> 
         each = constrained(each, text, None, Scope(only=(node,)), solver="nearest", form="cast").model
     x = np.random.default_rng(8).normal(size=(5, 24)).astype(np.float32)
     np.testing.assert_array_equal(run(one, x0=x)[0], run(each, x0=x)[0])
+
+
+@pytest.mark.parametrize(("text", "sequential"), [("grid:6", False), ("grid:6", True), ("codebook:32", False)])
+def test_a_rate_trades_loss_for_bits_of_an_archive(text: str, sequential: bool) -> None:
+    model, evidence = net(2, 32, samples=320)
+    found = [
+        constrained(
+            model, text, evidence, sequential=sequential, rate=rate, form="cast" if "grid" in text else "fastest"
+        )
+        for rate in (0.0, 1e-5, 4e-5)
+    ]
+    sizes = [len(pack(to_bytes(one.model)).data) for one in found]
+    losses = [sum(each.loss / each.zero_loss for each in one.predicted) for one in found]
+    assert sizes[0] > sizes[1] > sizes[2] and losses[0] < losses[1] < losses[2] < 0.3
+
+
+def test_what_takes_no_rate_says_so() -> None:
+    model, evidence = net(1)
+    with pytest.raises(OptionError, match="only grids and codebooks, sparse or not, take a rate; got low_rank:4"):
+        constrained(model, "low_rank:4", evidence, rate=1e-6)
+    with pytest.raises(OptionError, match="the solver nearest knows no loss to weigh bits against"):
+        constrained(model, "grid:4", evidence, rate=1e-6, solver="nearest")
+    with pytest.raises(OptionError, match="0 or more; got -1"):
+        constrained(model, "grid:4", evidence, rate=-1.0)
 
 
 def test_names_in_by_layer_are_checked_and_count_before_patterns() -> None:

@@ -202,7 +202,11 @@ def entropy(observed: Observed, levels: int, symmetric: bool) -> Range:
         return np.asarray([_divergence(edges, below, *end) for end in ends]).reshape(low.shape)
 
     start = least_error(observed, cells, symmetric, power=2)
-    return _refined(start, (2.0, 1.0, 0.5, 0.25, 0.12, 0.06), minmax(observed), cells, symmetric, errors)
+    widest = minmax(observed)
+    low, high = _refined(start, (2.0, 1.0, 0.5, 0.25, 0.12, 0.06), widest, cells, symmetric, errors)
+    if cells == levels:
+        return low, high
+    return max(low, widest[0]), min(high, widest[1])  # zero lies on steps that are wider than those of the grid
 
 
 def _divergence(edges: np.ndarray, below: np.ndarray, low: float, high: float, step: float) -> float:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from gossamer.arith import weight_grid
 from gossamer.arith.affine import SMALLEST_SCALE
-from gossamer.arith.damped import Factor, activation_order, factor, plus_damping
 from gossamer.arith.lattice import Lattice, descend, round_in_order, search_in_order
 from gossamer.arith.moments import Moments, loss
 from gossamer.constraints.composed import Composed
 from gossamer.constraints.grid import Grid
 from gossamer.constraints.sparse import Sparse
 from gossamer.errors import OptionError
-from gossamer.solvers import remove_weights
+from gossamer.solvers import round_at_rate
+from gossamer.solvers.code_lengths import lagrangian
+from gossamer.solvers.grid_problem import (
+    Point,
+    Problem,
+    best_of,
+    grid_of,
+    lattice_of,
+    measured,
+    pooled,
+    problem_of,
+    refitted,
+    with_dead,
+)
 
 _SHRINK = np.geomspace(1.0, 0.25, 41)  # of the scales that reach the largest weights
 _NEARBY = ((0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1), (0.96, 0.98, 1.0, 1.02))  # tried in full, around the best so far
@@ -28,32 +38,6 @@ _WIDTH = 16  # of the search where it is affordable, and how much that is
 _AFFORDABLE = 100_000_000
 
 
-class _Problem(NamedTuple):
-    """Find integers: target (G, K, O), H damped, or None for the identity, H target, and the factor of H.
-
-    `per` is how many columns share a scale, or 0 if the whole tensor does; rows_GO weighs rows.
-    """
-
-    target_GKO: np.ndarray
-    h_GKK: np.ndarray | None
-    heard_GKO: np.ndarray | None
-    factor: Factor | None
-    dead_GK: np.ndarray
-    keep_GKO: np.ndarray | None
-    rows_GO: np.ndarray
-    per: int
-    bits: weight_grid.Bits
-
-
-class _Point(NamedTuple):
-    """Integers (G, K, O), scales and zero points (G, N, O) or (1, 1, 1), float32, and the loss of each row, (G, O)."""
-
-    integers: np.ndarray
-    scale: np.ndarray
-    zero: np.ndarray
-    loss_GO: np.ndarray
-
-
 def solve(
     w_GOK: np.ndarray,
     constraint: Grid | Composed,
@@ -62,6 +46,7 @@ def solve(
     *,
     compensate: bool = True,
     search: bool = True,
+    rate: float = 0.0,
 ) -> weight_grid.Grid:
     """Weights as integers, chosen for the layer's output rather than one by one; never worse than the nearest ones.
 
@@ -79,6 +64,8 @@ def solve(
         w_GOK: float (G, O, K).
         compensate: False rounds every weight for itself at the scales of `project`: the nearest solver's result.
         search: False keeps the scales of `project`.
+        rate: the loss that one bit is worth. Above 0, loss + rate * bits is minimised, see `round_at_rate`, and never
+            more than it is without.
 
     Raises:
         OptionError: the constraint cannot apply to this shape.
@@ -97,55 +84,33 @@ def solve(
     h = moments.h_GKK
     if h is not None and not np.diagonal(h, axis1=1, axis2=2).any():
         return nearest
-    problem, start = _problem(w_GOK, grid, sparse, moments, None if search else nearest)
+    problem, start = problem_of(w_GOK, grid, sparse, moments, None if search else nearest)
     if search:
         point = _improved(problem, start)
     else:
-        point = _best(problem, _tried(problem, start.scale, start.zero, (1.0,)), start)
+        point = best_of(problem, _tried(problem, start.scale, start.zero, (1.0,)), start)
         point = _descended(problem, point, refit=False)
-    point = point._replace(integers=_with_dead(problem, point, w_GOK))
     whole = problem.per == 0 or problem.keep_GKO is not None  # rows from two results would have other zeros in all
-    return _better(_grid(point, problem, nearest), nearest, w_GOK, moments, whole)
+    plain = grid_of(point._replace(integers=with_dead(problem, point, w_GOK)), problem, nearest)
+    plain = _better(plain, nearest, w_GOK, moments, whole)
+    if not rate:
+        return plain
+    found = grid_of(round_at_rate.improved(problem, point, rate, search), problem, nearest)
+    return min((found, plain, nearest), key=lambda grid: lagrangian(grid, w_GOK, moments, rate))
 
 
-def _problem(
-    w_GOK: np.ndarray, grid: Grid, sparse: Sparse | None, moments: Moments, at: weight_grid.Grid | None
-) -> tuple[_Problem, _Point]:
-    """What is to be found, and plain rounding as a start, at the scales of `at` or of the weights that count."""
-    h, keep = moments.h_GKK, None
-    dead = np.zeros(w_GOK.shape[::2], bool) if h is None else np.diagonal(h, axis1=1, axis2=2) <= 0
-    aim = np.where(dead[:, None, :], np.float32(0), w_GOK)  # what is never heard must not stretch the scale of what is
-    if sparse is not None:
-        # For integers that are zero where `aim` is, the loss is that of `aim` plus that of moving on from there.
-        aim = remove_weights.solve(w_GOK, sparse, moments).w_GOK
-        keep = _columns_first(aim != 0)
-    made = None if h is None else factor(h, activation_order(h))
-    damped = None if h is None or made is None else plus_damping(h, made.damping_G)
-    rows = np.ones(w_GOK.shape[:2]) if moments.rows_GO is None else np.asarray(moments.rows_GO, np.float64)
-    per = {"tensor": 0, "channel": w_GOK.shape[2]}.get(str(grid.granularity), grid.granularity)
-    target = _columns_first(np.asarray(aim, np.float64))
-    heard = None if damped is None else damped @ target
-    problem = _Problem(target, damped, heard, made, dead, keep, rows, int(per), grid.bits)
-    first = grid.project(aim) if at is None else at
-    scale, zero = (
-        _columns_first(part.reshape(*part.shape[:2], -1)).astype(np.float32) for part in (first.scale, first.zero_point)
-    )
-    integers = _lattice(problem, scale, zero).nearest(target)
-    return problem, _measured(problem, integers, scale, zero)
-
-
-def _improved(problem: _Problem, start: _Point) -> _Point:
+def _improved(problem: Problem, start: Point) -> Point:
     scale = _promising(problem, start.scale, start.zero)
     point = start
     large = problem.target_GKO.size * problem.target_GKO.shape[1] > _LARGE
     for factors in _NEARBY_LARGE if large else _NEARBY:
-        point = _best(problem, _tried(problem, scale, start.zero, factors), point)
+        point = best_of(problem, _tried(problem, scale, start.zero, factors), point)
         point = _descended(problem, point, refit=True)
         scale = point.scale
     return point
 
 
-def _promising(problem: _Problem, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
+def _promising(problem: Problem, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
     """Of shrunk scales, each share's best in the error that compensation cannot remove.
 
     A rounding error of column j costs its square times L_jj^2, whatever the columns settled before it did; H_jj would
@@ -161,22 +126,22 @@ def _promising(problem: _Problem, scale: np.ndarray, zero: np.ndarray) -> np.nda
     best, least = scale, None
     for shrink in _SHRINK.astype(np.float32):
         tried = np.maximum(scale * shrink, SMALLEST_SCALE).astype(np.float32)
-        lattice = _lattice(problem, tried, zero)
-        error = _pooled(problem, weight * (target - lattice.values(lattice.nearest(target))) ** 2)
+        lattice = lattice_of(problem, tried, zero)
+        error = pooled(problem, weight * (target - lattice.values(lattice.nearest(target))) ** 2)
         best = best if least is None else np.where(error < least, tried, best)
         least = error if least is None else np.minimum(error, least)
     return np.asarray(best, np.float32)
 
 
-def _tried(problem: _Problem, scale: np.ndarray, zero: np.ndarray, factors: tuple[float, ...]) -> list[_Point]:
+def _tried(problem: Problem, scale: np.ndarray, zero: np.ndarray, factors: tuple[float, ...]) -> list[Point]:
     """Rounding with compensation at several scales; several tries side by side share each step along the columns."""
     shape = problem.target_GKO.shape
     scales = [np.maximum(scale * np.float32(by), SMALLEST_SCALE).astype(np.float32) for by in factors]
     together = max(1, _TOGETHER // problem.target_GKO.size)
-    found: list[_Point] = []
+    found: list[Point] = []
     for first in range(0, len(scales), together):
         some = scales[first : first + together]
-        lattices = [_lattice(problem, one, zero).arranged(shape) for one in some]
+        lattices = [lattice_of(problem, one, zero).arranged(shape) for one in some]
         side_by_side = Lattice(
             np.concatenate([one.scale_GKO for one in lattices], axis=2),
             np.concatenate([one.zero_GKO for one in lattices], axis=2),
@@ -187,11 +152,11 @@ def _tried(problem: _Problem, scale: np.ndarray, zero: np.ndarray, factors: tupl
         target = np.concatenate([problem.target_GKO] * len(some), axis=2)
         integers, cost = _rounded(problem, target, side_by_side)
         parts = zip(np.split(integers, len(some), axis=2), some, np.split(cost, len(some), axis=1), strict=True)
-        found += [_Point(part, one, zero, loss_GO * problem.rows_GO) for part, one, loss_GO in parts]
+        found += [Point(part, one, zero, loss_GO * problem.rows_GO) for part, one, loss_GO in parts]
     return found
 
 
-def _rounded(problem: _Problem, target: np.ndarray, lattice: Lattice) -> tuple[np.ndarray, np.ndarray]:
+def _rounded(problem: Problem, target: np.ndarray, lattice: Lattice) -> tuple[np.ndarray, np.ndarray]:
     if problem.factor is None:
         integers = lattice.nearest(target)
         return integers, ((target - lattice.values(integers)) ** 2).sum(axis=1)
@@ -200,134 +165,39 @@ def _rounded(problem: _Problem, target: np.ndarray, lattice: Lattice) -> tuple[n
     return round_in_order(target, lattice, problem.factor)
 
 
-def _descended(problem: _Problem, point: _Point, refit: bool) -> _Point:
+def _descended(problem: Problem, point: Point, refit: bool) -> Point:
     """Coordinate descent in turn with least squares on the scales, until neither gains."""
     target, h, heard = problem.target_GKO, problem.h_GKK, problem.heard_GKO
     if h is None or heard is None:
         return _alternated(problem, point) if refit else point
     start, loss_GO = point, point.loss_GO
     integers, scale = point.integers, point.scale
-    values = _lattice(problem, scale, point.zero).values(integers)
+    values = lattice_of(problem, scale, point.zero).values(integers)
     pressure = heard - h @ values
     for _ in range(_ROUNDS):
         before = loss_GO.sum()
-        integers = descend(target, integers, _lattice(problem, scale, point.zero), h, pressure)
-        values = _lattice(problem, scale, point.zero).values(integers)
+        integers = descend(target, integers, lattice_of(problem, scale, point.zero), h, pressure)
+        values = lattice_of(problem, scale, point.zero).values(integers)
         if refit:
-            scale = _refit(problem, values, scale, pressure)
-            values = _lattice(problem, scale, point.zero).values(integers)
+            scale = refitted(problem, values, scale, pressure)
+            values = lattice_of(problem, scale, point.zero).values(integers)
         loss_GO = np.einsum("gko,gko->go", target - values, pressure) * problem.rows_GO
         if loss_GO.sum() >= before * _ENOUGH:
             break
-    return _best(problem, [_Point(integers, scale, point.zero, loss_GO)], start)
+    return best_of(problem, [Point(integers, scale, point.zero, loss_GO)], start)
 
 
-def _alternated(problem: _Problem, point: _Point) -> _Point:
+def _alternated(problem: Problem, point: Point) -> Point:
     """Without H: rounding in turn with least squares on the scales."""
     for _ in range(_ROUNDS):
         before = point.loss_GO.sum()
-        values = _lattice(problem, point.scale, point.zero).values(point.integers)
-        scale = _refit(problem, values, point.scale, problem.target_GKO - values)
-        integers = _lattice(problem, scale, point.zero).nearest(problem.target_GKO)
-        point = _best(problem, [_measured(problem, integers, scale, point.zero)], point)
+        values = lattice_of(problem, point.scale, point.zero).values(point.integers)
+        scale = refitted(problem, values, point.scale, problem.target_GKO - values)
+        integers = lattice_of(problem, scale, point.zero).nearest(problem.target_GKO)
+        point = best_of(problem, [measured(problem, integers, scale, point.zero)], point)
         if point.loss_GO.sum() >= before * _ENOUGH:
             break
     return point
-
-
-def _refit(problem: _Problem, values: np.ndarray, scale: np.ndarray, pressure: np.ndarray) -> np.ndarray:
-    """The scales of least squares for these integers; those of a row's groups one after the other.
-
-    Args:
-        pressure: H (target - values), kept up to date in place.
-    """
-    h, rows, found = problem.h_GKK, problem.rows_GO[:, None], scale.copy()
-    groups = scale.shape[1]
-    width = values.shape[1] // groups
-    for group in range(groups):
-        columns = slice(group * width, (group + 1) * width)
-        mine = values[:, columns]
-        if h is None:
-            heard = mine
-        elif groups == 1 and problem.heard_GKO is not None:
-            heard = problem.heard_GKO - pressure
-        else:
-            heard = h[:, columns, columns] @ mine
-        energy = (rows * mine * heard).sum(axis=1, keepdims=True)
-        gain = (rows * mine * pressure[:, columns]).sum(axis=1, keepdims=True)
-        if problem.per == 0:
-            energy, gain = energy.sum(keepdims=True), gain.sum(keepdims=True)
-        by = np.divide(gain, energy, out=np.zeros_like(gain), where=energy > 0)
-        old = scale[:, group : group + 1]
-        new = (old * (1 + by)).astype(np.float32)
-        new = np.where(new > SMALLEST_SCALE, new, old)
-        found[:, group : group + 1] = new
-        by = new.astype(np.float64) / old - 1
-        if h is None or groups == 1:
-            pressure[:, columns] -= by * heard
-        else:
-            pressure -= h[:, :, columns] @ (by * mine)
-    return np.asarray(found)
-
-
-def _lattice(problem: _Problem, scale: np.ndarray, zero: np.ndarray) -> Lattice:
-    half = 2 ** (problem.bits - 1)
-    return Lattice(_spread(scale, problem), _spread(zero, problem), -half, half - 1, problem.keep_GKO)
-
-
-def _spread(shared: np.ndarray, problem: _Problem) -> np.ndarray:
-    """Scales or zero points, (G, N, O), as they apply to columns."""
-    return np.repeat(shared, problem.per, axis=1) if shared.shape[1] > 1 else shared
-
-
-def _pooled(problem: _Problem, x_GKO: np.ndarray) -> np.ndarray:
-    """Sums over what shares a scale, in the shape of the scales."""
-    if problem.per == 0:
-        return np.asarray(x_GKO.sum(keepdims=True))
-    groups, columns, outputs = x_GKO.shape
-    return np.asarray(x_GKO.reshape(groups, columns // problem.per, problem.per, outputs).sum(axis=2))
-
-
-def _measured(problem: _Problem, integers: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> _Point:
-    error = problem.target_GKO - _lattice(problem, scale, zero).values(integers)
-    heard = error if problem.h_GKK is None else problem.h_GKK @ error
-    return _Point(integers, scale, zero, np.einsum("gko,gko->go", error, heard) * problem.rows_GO)
-
-
-def _best(problem: _Problem, tried: list[_Point], best: _Point) -> _Point:
-    """Of each row the best point, or of the whole tensor where it shares one scale."""
-    for one in tried:
-        better_GO = one.loss_GO < best.loss_GO
-        if problem.per == 0:
-            better_GO = np.full(better_GO.shape, one.loss_GO.sum() < best.loss_GO.sum())
-        rows = better_GO[:, None]
-        shared = rows[:1, :, :1] if problem.per == 0 else rows
-        best = _Point(
-            np.where(rows, one.integers, best.integers),
-            np.where(shared, one.scale, best.scale),
-            np.where(shared, one.zero, best.zero),
-            np.where(better_GO, one.loss_GO, best.loss_GO),
-        )
-    return best
-
-
-def _with_dead(problem: _Problem, point: _Point, w_GOK: np.ndarray) -> np.ndarray:
-    """Integers in which columns that are always zero, free to be anything, are the nearest ones."""
-    if problem.h_GKK is None or problem.keep_GKO is not None:
-        return point.integers
-    nearest = _lattice(problem, point.scale, point.zero).nearest(_columns_first(w_GOK))
-    return np.where(problem.dead_GK[:, :, None], nearest, point.integers)
-
-
-def _grid(point: _Point, problem: _Problem, like: weight_grid.Grid) -> weight_grid.Grid:
-    integers, scale, zero = (_columns_last(part) for part in point[:3])
-    kind = like.integers.dtype
-    return weight_grid.Grid(
-        integers.reshape(like.integers.shape).astype(kind),
-        scale.reshape(like.scale.shape),
-        zero.reshape(like.zero_point.shape).astype(kind),
-        problem.bits,
-    )
 
 
 def _better(
@@ -341,11 +211,3 @@ def _better(
     keep = (found_GO < nearest_GO).reshape(found_GO.shape + (1,) * (nearest.integers.ndim - 2))
     integers, scale, zero_point = (np.where(keep, found[part], nearest[part]) for part in range(3))
     return weight_grid.Grid(integers, scale, zero_point, nearest.bits)
-
-
-def _columns_first(x_GOK: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(x_GOK.transpose(0, 2, 1))
-
-
-def _columns_last(x_GKO: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(x_GKO.transpose(0, 2, 1))

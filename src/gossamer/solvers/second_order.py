@@ -17,30 +17,43 @@ from gossamer.arith.moments import Moments, for_others, loss
 from gossamer.arith.weight_grid import Grid as OnGrid
 from gossamer.constraints.codebook import Codebook
 from gossamer.constraints.composed import Composed
-from gossamer.constraints.contract import Constraint
+from gossamer.constraints.contract import Constraint, as_text
 from gossamer.constraints.grid import Grid
 from gossamer.constraints.low_rank import LowRank
 from gossamer.constraints.shared import Shared
 from gossamer.constraints.sparse import Sparse
-from gossamer.errors import DataError
+from gossamer.errors import DataError, OptionError
 from gossamer.solvers import nearest, reduce_rank, remove_weights, round_grid, share_values, tie_layers
+from gossamer.solvers.code_lengths import lagrangian
 from gossamer.solvers.contract import Solved
 
 NO_BETTER = "second order comes out no better than nearest here"
 
 
-def solve(w_GOK: np.ndarray, constraint: Constraint, moments: Moments | None, k_shape: tuple[int, ...] = ()) -> Solved:
+def solve(
+    w_GOK: np.ndarray,
+    constraint: Constraint,
+    moments: Moments | None,
+    k_shape: tuple[int, ...] = (),
+    rate: float = 0.0,
+) -> Solved:
     """The better of what the constraint's method and `nearest` make of a weight.
 
     Args:
         w_GOK: float32 weights, see `arith.forms`.
         moments: of the layer's input; without usable ones the result is that of `nearest`, with the reason.
         k_shape: what K was made of, (I, kh, kw) for a convolution.
+        rate: the loss that one bit is worth. Above 0, loss + rate * bits is minimised, with bits at the order-0 entropy
+            of the integers or indices, and is never more than it is without; for grids and codebooks, sparse or not.
+            Without usable moments it goes unused.
 
     Raises:
-        OptionError: the constraint cannot apply to this shape; the text says why.
+        OptionError: the constraint cannot apply to this shape, or has no bits to weigh; the text says why.
         DataError: a weight is NaN or infinite.
     """
+    refused = rate_obstacle(rate, constraint)
+    if refused:
+        raise OptionError(refused)
     if moments is None or obstacle_in(moments):
         reason = "there are no moments of its input" if moments is None else obstacle_in(moments)
         return nearest.solve(w_GOK, constraint, moments, k_shape)._replace(reason=reason)
@@ -48,7 +61,10 @@ def solve(w_GOK: np.ndarray, constraint: Constraint, moments: Moments | None, k_
     plain = nearest.solve(w_GOK, constraint, expected, k_shape)
     signal = float(loss(w_GOK, moments).sum())  # as it was seen
     try:
-        found = _found(np.asarray(w_GOK, np.float32), constraint, expected, k_shape)
+        w = np.asarray(w_GOK, np.float32)
+        if rate:
+            return _at_rate(w, constraint, expected, k_shape, rate, plain)._replace(zero_loss=signal)
+        found = _found(w, constraint, expected, k_shape)
     except (DataError, np.linalg.LinAlgError) as error:
         return plain._replace(zero_loss=signal, reason=" ".join(str(error).split()))
     alike = of_equal_rank(constraint, found)
@@ -85,6 +101,19 @@ def obstacle_in(moments: Moments) -> str:
     return ""
 
 
+def rate_obstacle(rate: float, constraint: Constraint) -> str:
+    """Why bits cannot be weighed against the loss, or ""."""
+    if not (0 <= rate < float("inf")):
+        return f"a rate is the loss that one bit is worth, 0 or more; got {rate}"
+    match constraint:
+        case Grid() | Codebook() | Composed(first=Sparse(), then=Grid() | Codebook()):
+            return ""
+        case _ if not rate:
+            return ""
+        case _:
+            return f"only grids and codebooks, sparse or not, take a rate; got {as_text(constraint)}; set its rate to 0"
+
+
 def _found(w_GOK: np.ndarray, constraint: Constraint, moments: Moments, k_shape: tuple[int, ...]) -> Form:
     match constraint:
         case Grid() | Composed(first=Sparse(), then=Grid()):
@@ -97,6 +126,25 @@ def _found(w_GOK: np.ndarray, constraint: Constraint, moments: Moments, k_shape:
             return tie_layers.solve(w_GOK, constraint, moments, k_shape)
         case LowRank() | Composed():
             return reduce_rank.solve(w_GOK, constraint, moments, k_shape)
+
+
+def _at_rate(
+    w_GOK: np.ndarray, constraint: Constraint, moments: Moments, k_shape: tuple[int, ...], rate: float, plain: Solved
+) -> Solved:
+    """The form of least loss + rate * bits; of equals the nearest."""
+    rivals: list[Form] = [plain.form]
+    match constraint:
+        case Grid() | Composed(then=Grid()):
+            rivals.append(round_grid.solve(w_GOK, constraint, moments, k_shape, rate=rate))
+        case Codebook() | Composed():
+            rivals.append(share_values.solve(w_GOK, constraint, moments, k_shape, rate))
+    if not isinstance(constraint, Grid) and channels_are_free(constraint):  # channels of two results could be best
+        rivals.append(_better(_found(w_GOK, constraint, moments, k_shape), plain, w_GOK, constraint, moments).form)
+    coded = [form for form in rivals if isinstance(form, OnGrid | Indexed)]
+    best = min(coded, key=lambda form: lagrangian(form, w_GOK, moments, rate))
+    if best is plain.form:
+        return plain._replace(reason=NO_BETTER)
+    return plain._replace(form=best, loss=float(nearest.loss_of(best, w_GOK, moments).sum()))
 
 
 def _better(found: Form, plain: Solved, w_GOK: np.ndarray, constraint: Constraint, moments: Moments) -> Solved:

@@ -24,12 +24,15 @@ from gossamer.constraints.composed import Composed
 from gossamer.constraints.sparse import Sparse
 from gossamer.errors import OptionError
 from gossamer.solvers import remove_weights
+from gossamer.solvers.code_lengths import entropy_bits, lagrangian, prices_of
 
 BLOCK = 64  # columns that hear of each other at once; all others by one matrix product a block
 ROUNDS = 12  # of refit and descent, at most
 TABLE_STEPS = 6  # of conjugate gradients a refit
 TABLE_WORTH = 1e-4  # share of the loss that a step must gain for another to follow
 SMALL, LARGE = 1 << 22, 1 << 31  # multiplications of W H. Up to the first: in float64, and from several tables
+RATE_ROUNDS = 8  # of prices, assignment, refit and descent, at most
+RATE_WORTH = 1e-3  # share of loss + rate * bits that a round must gain for another to follow
 WORTH = (1e-4, 5e-3, 2e-2)  # share of the loss that a round must gain for another to follow: small, between, large
 
 
@@ -57,8 +60,19 @@ class _Shares(NamedTuple):
     tables_TVD: np.ndarray
 
 
+class _Priced(NamedTuple):
+    """What each entry costs beside the loss, and how much the loss of each row counts."""
+
+    price_V: np.ndarray
+    rows_GO1: np.ndarray
+
+
 def solve(
-    w_GOK: np.ndarray, constraint: Codebook | Composed, moments: Moments, k_shape: tuple[int, ...] = ()
+    w_GOK: np.ndarray,
+    constraint: Codebook | Composed,
+    moments: Moments,
+    k_shape: tuple[int, ...] = (),
+    rate: float = 0.0,
 ) -> Indexed:
     """Shared values, with or without zeros that stay, at a loss never above that of the nearest ones.
 
@@ -66,6 +80,9 @@ def solve(
         w_GOK: finite floats (G, O, K).
         constraint: a codebook, or a composition of sparse and codebook.
         moments: without h_GKK, rows are weighted k-means.
+        rate: the loss that one bit is worth. Above 0, what is minimised is loss + rate * bits, the bits at the order-0
+            entropy of all indices; it is never more than without (entropy-constrained vector quantization: Chou,
+            Lookabaugh and Gray, 1989). Without h_GKK it goes unused.
 
     Raises:
         OptionError: the constraint is another one, or cannot apply to this shape.
@@ -91,7 +108,35 @@ def solve(
         plain = nearest.tables_TVD.astype(kind)
         starts += [_assigned(towards, table, lower_GKK, order_GK) for table in (plain, refitted)]
         starts.append(_Shares(nearest.indices_GOV.astype(np.intp), plain))
-    return _least(w, moments, [nearest, *(_indexed(codebook, _refined(task, start)) for start in starts)])
+    without = _least(w, moments, [nearest, *(_indexed(codebook, _refined(task, start)) for start in starts)])
+    if not rate:
+        return without
+    at_rate = _indexed(codebook, _at_rate(task, towards, without, lower_GKK, order_GK, rate))
+    return min((without, at_rate, nearest), key=lambda form: lagrangian(form, w, moments, rate))
+
+
+def _at_rate(
+    task: _Task, towards: _Task, plain: Indexed, lower_GKK: np.ndarray, order_GK: np.ndarray, rate: float
+) -> _Shares:
+    """Prices of the indices, indices at these prices, and the table for them, in turn; the best of all rounds."""
+    kind = task.w_GOK.dtype
+    shares = _Shares(plain.indices_GOV.astype(np.intp), plain.tables_TVD.astype(kind))
+    best, least = shares, np.inf
+    for _ in range(RATE_ROUNDS):
+        prices = _prices(task, shares, rate)
+        shares = _assigned(towards, shares.tables_TVD, lower_GKK, order_GK, prices)
+        shares = _refitted(task, shares, _heard(task, shares))
+        shares, _, lost = _descended(task, shares, _prices(task, shares, rate))
+        total = lost + rate * entropy_bits(shares.indices_GOV)
+        if total >= least * (1 - RATE_WORTH):
+            break
+        best, least = shares, total
+    return best
+
+
+def _prices(task: _Task, shares: _Shares, rate: float) -> _Priced:
+    price_V = prices_of(shares.indices_GOV, 0, shares.tables_TVD.shape[1] - 1, rate).price_V
+    return _Priced(price_V.astype(task.w_GOK.dtype), task.rows_GO1)
 
 
 def _parts(
@@ -158,7 +203,9 @@ def _conditional(lower_GKK: np.ndarray, order_GK: np.ndarray) -> np.ndarray:
     return weight_GK
 
 
-def _assigned(task: _Task, tables: np.ndarray, lower_GKK: np.ndarray, order_GK: np.ndarray) -> _Shares:
+def _assigned(
+    task: _Task, tables: np.ndarray, lower_GKK: np.ndarray, order_GK: np.ndarray, prices: _Priced | None = None
+) -> _Shares:
     """One sweep of assignment with compensation, column by column from the last of the order to the first."""
     groups, outputs, width = task.w_GOK.shape
     d, chooser = task.dimension, _Chooser(tables, (groups, outputs))
@@ -174,7 +221,7 @@ def _assigned(task: _Task, tables: np.ndarray, lower_GKK: np.ndarray, order_GK: 
             own = lower_GKK[:, at : at + d, at : at + d]
             metric, here = own @ own.transpose(0, 2, 1), w[:, :, at : at + d]
             linear = here @ metric + carry[:, :, at - start : at - start + d] @ own.transpose(0, 2, 1)
-            chosen = chooser.best(linear, metric)
+            chosen = chooser.best(linear, metric, prices)
             if removed is not None:
                 chosen = np.where(removed[:, :, at // d], chooser.zero_GO, chosen)
             indices[:, :, at // d] = chosen
@@ -233,7 +280,7 @@ def _refitted(task: _Task, shares: _Shares, heard_GOK: np.ndarray) -> _Shares:
     return _sorted(_Shares(shares.indices_GOV, tables + change.reshape(tables.shape).astype(tables.dtype)))
 
 
-def _descended(task: _Task, shares: _Shares) -> tuple[_Shares, np.ndarray, float]:
+def _descended(task: _Task, shares: _Shares, prices: _Priced | None = None) -> tuple[_Shares, np.ndarray, float]:
     """Every index moved to its best entry given all others; then the errors times H, and the loss."""
     groups, outputs, width = task.w_GOK.shape
     d, chooser = task.dimension, _Chooser(shares.tables_TVD, (groups, outputs))
@@ -247,7 +294,7 @@ def _descended(task: _Task, shares: _Shares) -> tuple[_Shares, np.ndarray, float
         for at in range(0, end - start, d):
             metric, now = h_near[:, at : at + d, at : at + d], real[:, :, start + at : start + at + d]
             index = indices[:, :, (start + at) // d]
-            chosen = chooser.best(now @ metric + near[:, :, at : at + d], metric)
+            chosen = chooser.best(now @ metric + near[:, :, at : at + d], metric, prices)
             stays = np.diagonal(metric, axis1=1, axis2=2).max(axis=1)[:, None] <= 0
             if task.removed_GOV is not None:
                 stays = stays | task.removed_GOV[:, :, (start + at) // d]
@@ -283,9 +330,9 @@ class _Chooser:
         """The vectors that indices stand for, (G, O, d)."""
         return np.asarray(self.flat[indices_GO + self.base_GO])
 
-    def best(self, linear_GOD: np.ndarray, metric_GDD: np.ndarray) -> np.ndarray:
-        """The entry c of least c metric c^T - 2 linear c^T, int (G, O)."""
-        if metric_GDD.shape[1] == 1:
+    def best(self, linear_GOD: np.ndarray, metric_GDD: np.ndarray, prices: _Priced | None = None) -> np.ndarray:
+        """The entry c of least c metric c^T - 2 linear c^T, that times the row plus the price if any, int (G, O)."""
+        if metric_GDD.shape[1] == 1 and prices is None:
             safe = np.where(metric_GDD > 0, metric_GDD, 1)
             wanted = (linear_GOD / safe).reshape(len(self.tables_TVD), -1)
             return count_below(self.middles_TV, wanted).reshape(self.shape_GO)
@@ -297,6 +344,8 @@ class _Chooser:
         else:
             table = self.tables_TVD.reshape(*self.shape_GO, *self.tables_TVD.shape[1:])
             score = np.einsum("gokd,gokd->gok", table @ metric_GDD[:, None] - 2 * linear_GOD[:, :, None, :], table)
+        if prices is not None:
+            score = score * prices.rows_GO1 + prices.price_V
         return np.asarray(np.argmin(score, axis=2))
 
 

@@ -1,0 +1,164 @@
+"""Code lengths in the choice of integers: what a bit costs is weighed against the loss, unknown by unknown.
+
+As in CERWU (2025), the sweep that GPTQ (Frantar et al., 2022) makes takes of each weight not the nearest level but the
+one of least  d (w - q)^2 + price(q),  d the loss that an error costs once the columns to come have made up for it.
+Arrays are (G, K, O), as in `arith.lattice`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from gossamer.arith.damped import Factor
+from gossamer.arith.forms import Indexed
+from gossamer.arith.lattice import Lattice
+from gossamer.arith.moments import Moments, loss
+from gossamer.arith.weight_grid import Grid
+
+_BLOCK = 128  # unknowns settled one by one before one matrix product tells all the others
+_FEW = 8  # levels that are all tried
+_UNSEEN = 0.5  # times that a level counts as seen beyond those it was, at most
+_UNSEEN_ALL = 0.02  # of all weights, for all levels together, at most
+
+
+class Prices(NamedTuple):
+    """What each integer costs, in the unit of the loss.
+
+    Attributes:
+        price_V: of integers from `low` on; all of infinite rate are finite numbers still.
+        low: the first integer.
+    """
+
+    price_V: np.ndarray
+    low: int
+
+    def of(self, integers: np.ndarray) -> np.ndarray:
+        """The price of each integer, float64."""
+        return np.asarray(self.price_V[integers.astype(np.intp) - self.low])
+
+
+def entropy_bits(integers: np.ndarray) -> float:
+    """Of all integers together at their order-0 entropy: what a static code takes, without its table."""
+    if not integers.size:
+        return 0.0
+    whole = integers.astype(np.intp).ravel()
+    counts = np.bincount(whole - whole.min())
+    counts = counts[counts > 0]
+    return float((counts * np.log2(counts.sum() / counts)).sum())
+
+
+def lagrangian(form: Grid | Indexed, w_GOK: np.ndarray, moments: Moments, rate: float) -> float:
+    """Loss + rate * bits, the bits at the order-0 entropy of all integers or indices together."""
+    lost = loss(np.asarray(w_GOK, np.float64) - form.real().reshape(w_GOK.shape), moments)
+    written = form.integers if isinstance(form, Grid) else form.indices_GOV
+    return float(lost.sum()) + rate * entropy_bits(written)
+
+
+def prices_of(integers: np.ndarray, low: int, high: int, rate: float) -> Prices:
+    """Prices under the code that is best for these integers; levels that do not occur count as seen a little.
+
+    Args:
+        rate: the loss that one bit is worth.
+    """
+    levels = high - low + 1
+    counts = np.bincount(integers.astype(np.intp).ravel() - low, minlength=levels)
+    unseen = min(_UNSEEN, _UNSEEN_ALL * integers.size / levels)
+    return Prices(rate * np.log2((integers.size + unseen * levels) / (counts + unseen)), low)
+
+
+def choose(
+    wanted: np.ndarray, lattice: Lattice, worth: np.ndarray, prices: Prices, now: np.ndarray | None = None
+) -> np.ndarray:
+    """For every number alone the integer of least worth * (wanted - value)^2 + price, float32.
+
+    Among the levels around the number, the one before them on the way to zero, and zero; where there are few, among
+    all of them.
+
+    Args:
+        worth: broadcasts against `wanted`, as the arrays of the lattice do.
+        now: integers that are to be among the candidates as well.
+    """
+    if lattice.high - lattice.low < _FEW:
+        each = np.arange(lattice.low, lattice.high + 1, dtype=np.float32).reshape(-1, *(1,) * wanted.ndim)
+        tried = np.broadcast_to(each, (len(each), *wanted.shape))
+    else:
+        with np.errstate(over="ignore", under="ignore"):  # a quotient beyond float32 saturates like any other
+            steps = wanted.astype(np.float32) / lattice.scale_GKO
+        size, sign = np.floor(np.abs(steps)), np.copysign(np.float32(1), steps)
+        inward = [lattice.zero_GKO + sign * np.maximum(size + by, 0) for by in (1, 0, -1)]
+        rest = [np.broadcast_to(lattice.zero_GKO, wanted.shape)] + ([] if now is None else [now])
+        tried = np.clip(np.stack(inward + rest), lattice.low, lattice.high).astype(np.float32)
+    cost = worth * (wanted - lattice.values(tried)) ** 2 + prices.of(tried)
+    best, least = tried[0], cost[0]
+    for other, price in zip(tried[1:], cost[1:], strict=True):  # half the time of argmin
+        best, least = np.where(price < least, other, best), np.minimum(price, least)
+    return best if lattice.keep_GKO is None else np.where(lattice.keep_GKO, best, lattice.zero_GKO).astype(np.float32)
+
+
+def round_in_order(
+    target_GKO: np.ndarray, lattice: Lattice, factor: Factor, rows_GO: np.ndarray, prices: Prices
+) -> tuple[np.ndarray, np.ndarray]:
+    """`arith.lattice.round_in_order` with a price in every choice.
+
+    Args:
+        rows_GO: what the loss of each row counts.
+
+    Returns:
+        float32 (G, K, O), whole numbers; and |L^T (w - v)|^2 * rows, float64 (G, O), without the price.
+    """
+    target = np.take_along_axis(target_GKO, factor.order_GK[:, :, None], axis=1)
+    lattice = lattice.arranged(target.shape, factor.order_GK)
+    diagonal_GK = np.diagonal(factor.lower_GKK, axis1=1, axis2=2)
+    pull = factor.lower_GKK.transpose(0, 2, 1) / diagonal_GK[:, :, None]
+    integers = np.empty(target.shape, np.float32)
+    error = np.zeros(target.shape)
+    cost = np.zeros(rows_GO.shape)
+    for stop in range(target.shape[1], 0, -_BLOCK):
+        start = max(0, stop - _BLOCK)
+        moved = target[:, start:stop] + pull[:, start:stop, stop:] @ error[:, stop:]
+        for j in range(stop - 1, start - 1, -1):
+            wanted = moved[:, j - start] + (pull[:, j : j + 1, j + 1 : stop] @ error[:, j + 1 : stop])[:, 0]
+            column, worth = lattice.column(j), diagonal_GK[:, j, None] ** 2 * rows_GO
+            integers[:, j] = choose(wanted, column, worth, prices)
+            values = column.values(integers[:, j])
+            error[:, j] = target[:, j] - values
+            cost += worth * (wanted - values) ** 2
+    restored = np.empty_like(integers)
+    np.put_along_axis(restored, factor.order_GK[:, :, None], integers, axis=1)
+    return restored, cost
+
+
+def descend(
+    integers_GKO: np.ndarray,
+    lattice: Lattice,
+    h_GKK: np.ndarray,
+    pressure_GKO: np.ndarray,
+    rows_GO: np.ndarray,
+    prices: Prices,
+) -> np.ndarray:
+    """`arith.lattice.descend` with a price in every choice: loss and price together never grow.
+
+    Args:
+        pressure_GKO: H (target - values), the negative half of the gradient; is kept up to date in place.
+
+    Returns:
+        float32 (G, K, O), whole numbers.
+    """
+    integers = np.array(integers_GKO, np.float32)
+    lattice = lattice.arranged(integers.shape)
+    diagonal_GK = np.diagonal(h_GKK, axis1=1, axis2=2)
+    gain_GK = np.divide(1.0, diagonal_GK, out=np.zeros(diagonal_GK.shape), where=diagonal_GK > 0)
+    values = lattice.values(integers)
+    for start in range(0, integers.shape[1], _BLOCK):
+        stop = min(start + _BLOCK, integers.shape[1])
+        step = np.zeros((len(integers), stop - start, integers.shape[2]))
+        for j in range(start, stop):
+            pressure = pressure_GKO[:, j] - (h_GKK[:, j : j + 1, start:j] @ step[:, : j - start])[:, 0]
+            column, worth = lattice.column(j), diagonal_GK[:, j, None] * rows_GO
+            best = values[:, j] + pressure * gain_GK[:, j, None]
+            integers[:, j] = choose(best, column, worth, prices, integers[:, j])
+            step[:, j - start] = column.values(integers[:, j]) - values[:, j]
+        pressure_GKO -= h_GKK[:, :, start:stop] @ step
+    return integers

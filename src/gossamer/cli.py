@@ -218,12 +218,14 @@ def inspect(model: ModelPath, base: Base = None, json: Json = False) -> None:
     with reporting() as console:
         import msgspec
 
-        from gossamer.archive.files import SUFFIX, inspect_archive
+        from gossamer.archive import SUFFIX
         from gossamer.intake.onnx_file import load
         from gossamer.measuring.inspection import inspect as look
         from gossamer.report.text import print_archive, print_inspection
 
         if model.suffix.lower() == SUFFIX:
+            from gossamer.archive.files import inspect_archive
+
             archive = inspect_archive(model, base)
             if json:
                 console.give(msgspec.json.encode(archive))

@@ -52,7 +52,7 @@ def same(first: Observed, second: Observed) -> None:
 
 
 @settings(max_examples=20)
-@given(st.integers(1, 2 * ranges.GLANCE - 1), st.sampled_from(["N", "1", "4", "7"]), st.booleans())
+@given(st.integers(1, 2 * ranges.GLANCE[1] - 1), st.sampled_from(["N", "1", "4", "7"]), st.booleans())
 def test_equal_to_one_shot_for_any_batch(count: int, batch: str, histogram: bool) -> None:
     x, samples = samples_of(count)
     model = scaled(batch)
@@ -71,6 +71,13 @@ def test_some_32_samples_are_counted_where_the_histogram_need_not_be_whole(count
         whole = observed_of(expected)
         np.testing.assert_array_equal(seen[name].counts, observed_of(expected[:: count // 32]).counts)
         same(replace(seen[name], counts=whole.counts), whole)
+
+
+def test_of_large_tensors_fewer_samples_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges, "GLANCE_NUMBERS", 1)
+    x, samples = samples_of(64)
+    seen = observe(scaled("N"), ["twice"], samples, histogram=False)["twice"]
+    np.testing.assert_array_equal(seen.counts, observed_of(2 * x[:: 64 // ranges.GLANCE[0]]).counts)
 
 
 @pytest.mark.parametrize("batch", ["N", "1", "3"])

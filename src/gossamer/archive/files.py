@@ -7,14 +7,13 @@ from time import perf_counter
 
 import msgspec
 
+from gossamer.archive import SUFFIX
 from gossamer.archive.pack import pack, weights_in
 from gossamer.archive.reader import LIMIT_BYTES, read_header, read_index, unpack
 from gossamer.archive.spans import Span, spans
 from gossamer.archive.tables import Decoder
 from gossamer.errors import ArchiveError, ModelError
 from gossamer.nouns.model import write_file
-
-SUFFIX = ".goss"
 
 
 class ArchiveBytes(msgspec.Struct, frozen=True):

@@ -13,8 +13,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from gossamer.archive.files import SUFFIX as ARCHIVE_SUFFIX
-from gossamer.archive.files import read_archive
+from gossamer.archive import SUFFIX as ARCHIVE_SUFFIX
 from gossamer.errors import GossamerError, ModelError
 from gossamer.intake.computed_shapes import fix_shapes
 from gossamer.intake.keras_model import SUFFIXES as KERAS_SUFFIXES
@@ -81,6 +80,8 @@ def read(source: Any) -> Model:
         if path.suffix.lower() == TFLITE_SUFFIX:
             return _converted(*convert_tflite(path), path.name)
         if path.suffix.lower() == ARCHIVE_SUFFIX:
+            from gossamer.archive.files import read_archive  # its coder is compiled, and few need it
+
             return _checked(_decode(read_archive(path), path), path.name, None)
         return _checked(_parse(path), path.name, path)
     if is_keras_model(source):

@@ -19,7 +19,8 @@ from gossamer.runtimes.onnxruntime import open_session
 
 BATCH_BYTES = 64_000_000  # of inputs and observed activations; twice this is held, as counting lags one batch behind
 LARGEST_BATCH = 16  # activations that nobody observes grow with the batch as well
-GLANCE = 32  # samples whose numbers are counted where the histogram need not be whole: enough for its outline
+GLANCE = (4, 32)  # samples, at least and at most, whose numbers are counted where the histogram need not be whole,
+GLANCE_NUMBERS = 200_000  # and the numbers of each tensor that are enough for its outline
 
 
 def observe(
@@ -28,7 +29,7 @@ def observe(
     """The extremes of every sample and the histogram of some tensors of the main graph.
 
     Counting takes longer than running many a network. So unless the whole histogram is asked for, only the numbers of
-    some 32 samples are counted, spread evenly; the extremes are always those of all.
+    some 4 to 32 samples are counted, spread evenly; the extremes are always those of all.
 
     A model of fixed batch size gets exactly that; what pads the last batch is not observed. In a fixed batch above
     one, a tensor whose first axis is no multiple of the batch counts as one sample.
@@ -51,15 +52,16 @@ def observe(
     tallies = {name: _Tallies(Tally(histogram=False), Tally(histogram=True)) for name in wanted}
     session = open_session(with_outputs(model, fetched, "ranges"), threads)
     size, fixed = _batch_size(session, fetched, samples)
-    every, done = 1 if histogram else max(1, len(samples) // GLANCE), 0
+    done = 0
     with ThreadPoolExecutor(max_workers=1) as counter:
-        counted = counter.submit(_count, {}, {}, 1, slice(0))  # nothing yet
+        counted = counter.submit(_count, {}, {}, 1, _Seen(0, 0, None))  # nothing yet
         for batch in samples.batches(size):
             feeds = _padded(batch.feeds, size) if fixed else batch.feeds
             arrays = feeds | _run(session, fetched, feeds)
             counted.result()
             rows = _rows(batch.feeds)
-            counted = counter.submit(_count, tallies, arrays, _rows(feeds), slice(-done % every, rows, every))
+            seen_now = _Seen(done, rows, None if histogram else len(samples))
+            counted = counter.submit(_count, tallies, arrays, _rows(feeds), seen_now)
             done += rows
             del arrays  # the counter drops them one by one, and the runtime uses their memory again
         counted.result()
@@ -124,17 +126,33 @@ class _Tallies(NamedTuple):
     counts: Tally
 
 
-def _count(tallies: Mapping[str, _Tallies], arrays: dict[str, np.ndarray], size: int, chosen: slice) -> None:
-    """Take in a batch of `size` samples up to where `chosen` stops, and count the chosen; empties `arrays`."""
+class _Seen(NamedTuple):
+    """How many samples came before a batch and are in it; and of how many a few are counted, None for all."""
+
+    before: int
+    rows: int
+    total: int | None
+
+    def counted(self, numbers: int) -> slice:
+        """Those samples of the batch whose numbers are counted, of a tensor with so many numbers a sample."""
+        few = min(max(-(-GLANCE_NUMBERS // max(numbers, 1)), GLANCE[0]), GLANCE[1])
+        every = 1 if self.total is None else max(1, self.total // few)
+        return slice(-self.before % every, self.rows, every)
+
+
+def _count(tallies: Mapping[str, _Tallies], arrays: dict[str, np.ndarray], size: int, seen: _Seen) -> None:
+    """Take in a batch of `size` samples, of which the last may be padding; empties `arrays`."""
     for name, (extremes, counts) in tallies.items():
         array = arrays.pop(name)
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
             kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
             raise ModelError(f"tensor {name!r} holds {kind}; ranges are of float tensors only")
         if array.ndim == 0 or len(array) % size:  # no row for each sample: taken whole
+            chosen = seen.counted(array.size)
             rows, picked = array[None], slice(0, int(chosen.start < chosen.stop))
         else:
-            rows, picked = array.reshape(size, -1 if array.size else 0)[: chosen.stop], chosen
+            rows = array.reshape(size, -1 if array.size else 0)[: seen.rows]
+            picked = seen.counted(rows.shape[1])
         extremes.add(rows)
         counts.add(rows[picked])
 

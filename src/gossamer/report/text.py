@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gossamer.archive.files import Archive, ArchiveBytes, PackFacts
 from gossamer.measuring.inspection import Axes, Inspection
 from gossamer.measuring.layers import Layer
 from gossamer.nouns.facts import Accuracy, Bytes, Latency, LayerError
 from gossamer.nouns.record import Candidate, Comparison, Record
 from gossamer.report import words
 from gossamer.report.predictions import constrained, summary
+
+if TYPE_CHECKING:
+    from gossamer.archive.files import Archive, ArchiveBytes, PackFacts
 
 BESIDE = ("report.html", "record.json", "plan.yaml")  # what stands beside the artifact
 MOST_FINDINGS = 3  # shown; the report has them all

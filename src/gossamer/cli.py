@@ -41,7 +41,7 @@ from gossamer.options import (
 from gossamer.terminal import Terminal, reporting
 
 if TYPE_CHECKING:
-    pass
+    from gossamer.nouns.plan import Plan
 
 app = typer.Typer(
     name="gossamer",
@@ -198,8 +198,8 @@ def constrain(
         plan = compression.constraining(constraint, solver, tuple(layers or ()), sequential, data is not None, rate)
         if data is None:
             writable_folder(out)
+            write_applied(plan, model, None, out, console, json)
             write_file(out / "plan.yaml", plan.to_yaml().encode())
-            write_applied(out / "plan.yaml", model, None, out, console, json)
             return
         options = data_options(size, resize, mean, std, scale, layout, channels)
         target = Target(runtime, threads)
@@ -218,12 +218,12 @@ def inspect(model: ModelPath, base: Base = None, json: Json = False) -> None:
     with reporting() as console:
         import msgspec
 
-        from gossamer.archive import SUFFIX
+        from gossamer.archive import is_archive
         from gossamer.intake.onnx_file import load
         from gossamer.measuring.inspection import inspect as look
         from gossamer.report.text import print_archive, print_inspection
 
-        if model.suffix.lower() == SUFFIX:
+        if is_archive(model):
             from gossamer.archive.files import inspect_archive
 
             archive = inspect_archive(model, base)
@@ -357,8 +357,8 @@ def demo(out: Out = Path("demo-out"), json: Json = False) -> None:
         console.finish(record, json)
 
 
-def write_applied(plan: Path, model: Path, data: str | None, out: Path, console: Terminal, json: bool) -> None:
-    """Carry out a plan that lies in a file, write the model, and say how large it is."""
+def write_applied(plan: Plan | Path, model: Path, data: str | None, out: Path, console: Terminal, json: bool) -> None:
+    """Carry out a plan, write the model, and say how large it is."""
     import msgspec
 
     from gossamer import compression
@@ -367,9 +367,10 @@ def write_applied(plan: Path, model: Path, data: str | None, out: Path, console:
     from gossamer.replay import read_plan
 
     target = out / "model.onnx"
+    found = read_plan(plan) if isinstance(plan, Path) else plan
     result = compression.apply(plan, model, data)
     check_not_input(model, out)
-    if result.path is not None and not result.reference and not read_plan(plan).steps:
+    if result.path is not None and not result.reference and not found.steps:
         deliver(result.path, target)  # the plan says: leave it as it is
     else:
         save(result, target)

@@ -18,9 +18,10 @@ from tests.packaged import demo_in
 from typer.testing import CliRunner
 
 import gossamer
+from gossamer.archive import reader
 from gossamer.archive.files import Archive, PackFacts
 from gossamer.cli import app
-from gossamer.errors import ArchiveError, ModelError
+from gossamer.errors import ArchiveError, ModelError, OutputError
 
 RNG = np.random.default_rng(5)
 
@@ -115,6 +116,50 @@ def test_bad_files_are_named(tmp_path: Path, model: Path) -> None:
     for use in (gossamer.load, gossamer.inspect_archive):
         with pytest.raises(ArchiveError, match=r"not a \.goss archive"):
             use(tmp_path / "broken.goss")
+
+
+def test_nothing_that_is_read_is_written_over(model: Path, tmp_path: Path) -> None:
+    packed, other = tmp_path / "m.goss", tmp_path / "m.onnx"
+    gossamer.pack_file(model, packed)
+    gossamer.unpack_file(packed, other)
+    for use in (
+        lambda: gossamer.pack_file(other, other),
+        lambda: gossamer.pack_file(other, packed, packed),
+        lambda: gossamer.unpack_file(packed, packed),
+    ):
+        with pytest.raises(OutputError, match="is read as well, and would be lost"):
+            use()
+    for nowhere in ("", tmp_path):
+        with pytest.raises(OutputError, match="names no file"):
+            gossamer.pack_file(other, nowhere)
+    assert other.read_bytes() == model.read_bytes() and gossamer.unpack_file(packed, tmp_path / "again.onnx")
+
+
+def test_an_archive_is_known_by_how_it_begins(model: Path, tmp_path: Path) -> None:
+    gossamer.pack_file(model, tmp_path / "plain")
+    assert gossamer.load(tmp_path / "plain").ir.graph.name == gossamer.load(model).ir.graph.name
+    assert "in the archive" in run("inspect", tmp_path / "plain")
+    facts = gossamer.pack_file(tmp_path / "plain", tmp_path / "again.goss")  # packed anew
+    assert facts.bytes.model == model.stat().st_size
+
+
+def test_plans_apply_to_archives_and_bad_input_leaves_earlier_results(model: Path, tmp_path: Path) -> None:
+    gossamer.pack_file(model, tmp_path / "m.goss")
+    run("constrain", tmp_path / "m.goss", "--constraint", "grid:8", "--solver", "nearest", "-o", tmp_path / "out")
+    before = (tmp_path / "out" / "plan.yaml").read_bytes()
+    run("apply", tmp_path / "out" / "plan.yaml", tmp_path / "m.goss", "-o", tmp_path / "again")
+    assert (tmp_path / "again" / "model.onnx").read_bytes() == (tmp_path / "out" / "model.onnx").read_bytes()
+    words = ["constrain", str(tmp_path / "none.onnx"), "--constraint", "sparse:0.9", "-o", str(tmp_path / "out")]
+    assert CliRunner().invoke(app, words).exit_code == 2
+    assert (tmp_path / "out" / "plan.yaml").read_bytes() == before
+
+
+def test_the_reader_is_a_program(model: Path, tmp_path: Path) -> None:
+    gossamer.pack_file(model, tmp_path / "m.goss")
+    assert reader.main([str(tmp_path / "m.goss"), str(tmp_path / "b.onnx")]) == ""
+    assert (tmp_path / "b.onnx").read_bytes() == model.read_bytes()
+    assert reader.main([]).startswith("usage: ")
+    assert "not a .goss archive" in reader.main([str(model), str(tmp_path / "c.onnx")])
 
 
 def test_weights_in_other_files_are_not_lost(tmp_path: Path) -> None:

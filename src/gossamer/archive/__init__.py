@@ -1,3 +1,19 @@
 """Models stored near their entropy: `pack` writes a .goss file, `reader` gives the same bytes back."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 SUFFIX = ".goss"
+MAGIC = b"\x89GOSS\r\n\x1a"  # what every archive begins with
+
+
+def is_archive(path: Path) -> bool:
+    """By its name, or by how it begins."""
+    if path.suffix.lower() == SUFFIX:
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:  # whoever reads the file says why
+        return False

@@ -9,10 +9,10 @@ import msgspec
 
 from gossamer.archive import SUFFIX
 from gossamer.archive.pack import pack, weights_in
-from gossamer.archive.reader import LIMIT_BYTES, read_header, read_index, unpack
+from gossamer.archive.reader import LIMIT_BYTES, MAGIC, read_header, read_index, unpack
 from gossamer.archive.spans import Span, spans
 from gossamer.archive.tables import Decoder
-from gossamer.errors import ArchiveError, ModelError
+from gossamer.errors import ArchiveError, ModelError, OutputError
 from gossamer.nouns.model import write_file
 
 
@@ -74,6 +74,7 @@ def pack_file(model: str | Path, out: str | Path, base: str | Path | None = None
     """Pack an ONNX file; `unpack_file` gives the same bytes back.
 
     Args:
+        model: an ONNX file, or an archive, to be packed anew.
         out: the archive, written to a temporary name first and renamed.
         base: an archive or ONNX file that whoever unpacks will have, such as the version before.
 
@@ -83,10 +84,11 @@ def pack_file(model: str | Path, out: str | Path, base: str | Path | None = None
         OutputError: the archive cannot be written.
     """
     begin = perf_counter()
-    data = _read(Path(model))
+    data = _model_bytes(Path(model))
     _check_inside(data, Path(model))
+    target = _target(out, model, base)
     packed = pack(data, None if base is None else _model_bytes(Path(base)))
-    write_file(Path(out), packed.data)
+    write_file(target, packed.data)
     tensors = len(packed.data) - packed.header_bytes - packed.graph_bytes
     numbers = max(packed.numbers, 1)
     return PackFacts(
@@ -109,7 +111,7 @@ def unpack_file(archive: str | Path, out: str | Path, base: str | Path | None = 
         ArchiveError: not an archive, damaged, or of another base.
         OutputError: the file cannot be written.
     """
-    return write_file(Path(out), read_archive(archive, base, most))
+    return write_file(_target(out, archive, base), read_archive(archive, base, most))
 
 
 def read_archive(archive: str | Path, base: str | Path | None = None, most: int = LIMIT_BYTES) -> bytes:
@@ -118,8 +120,7 @@ def read_archive(archive: str | Path, base: str | Path | None = None, most: int 
     Raises:
         ArchiveError: see `unpack_file`.
     """
-    data = _read(Path(archive))
-    return unpack(data, None if base is None else _model_bytes(Path(base)), most, Decoder)
+    return _unpacked(Path(archive), _read(Path(archive)), base, most)
 
 
 def inspect_archive(archive: str | Path, base: str | Path | None = None) -> Archive:
@@ -129,9 +130,9 @@ def inspect_archive(archive: str | Path, base: str | Path | None = None) -> Arch
         ArchiveError: see `unpack_file`.
     """
     data = _read(Path(archive))
+    model = _unpacked(Path(archive), data, base, LIMIT_BYTES)
     header = read_header(data)
     index = read_index(data, header, Decoder)
-    model = unpack(data, None if base is None else _model_bytes(Path(base)), decoder=Decoder)
     named = {span.offset: span for span in spans(model)}
     coded = [
         sum(section.length for section in header.sections[stream.section : stream.section + len(stream.chunks)])
@@ -157,9 +158,27 @@ def inspect_archive(archive: str | Path, base: str | Path | None = None) -> Arch
 
 
 def _model_bytes(path: Path) -> bytes:
-    """Of an ONNX file, or of the one in an archive."""
+    """Of an ONNX file, or of the one in an archive, whatever its name."""
     data = _read(path)
-    return unpack(data, None, LIMIT_BYTES, Decoder) if path.suffix.lower() == SUFFIX else data
+    return _unpacked(path, data, None, LIMIT_BYTES) if data.startswith(MAGIC) else data
+
+
+def _unpacked(path: Path, data: bytes, base: str | Path | None, most: int) -> bytes:
+    before = None if base is None else _model_bytes(Path(base))
+    try:
+        return unpack(data, before, most, Decoder)
+    except ArchiveError as error:
+        raise ArchiveError(f"{path}: {error}") from None
+
+
+def _target(out: str | Path, *given: str | Path | None) -> Path:
+    """Where to write; never onto what is read."""
+    path = Path(out)
+    if not path.name or path.is_dir():
+        raise OutputError(f"{out or 'the output'!r} names no file; give one with -o")
+    if any(one is not None and path.resolve() == Path(one).resolve() for one in given):
+        raise OutputError(f"{path} is read as well, and would be lost; choose another -o")
+    return path
 
 
 def _read(path: Path) -> bytes:
@@ -180,8 +199,11 @@ def _check_inside(data: bytes, path: Path) -> None:
     try:
         proto.ParseFromString(data)
     except Exception as error:  # protobuf's implementations raise different types
-        raise ModelError(f"{path} is not an ONNX file; give a model, or load it with gossamer and save it") from error
+        raise ModelError(
+            f"{path} is not an ONNX file; of others, gossamer.save(gossamer.load(...)) makes one"
+        ) from error
     outside = next((one.name for one in proto.graph.initializer if one.data_location == onnx.TensorProto.EXTERNAL), "")
     if outside or not proto.graph.output:
+        mend = "gossamer.save(gossamer.load(...), path) makes one file" if outside else "export the model again"
         reason = f"the weight {outside!r} lies in another file" if outside else "there is no graph in it"
-        raise ModelError(f"{path} cannot be packed: {reason}; gossamer.save(gossamer.load(...), path) makes one file")
+        raise ModelError(f"{path} cannot be packed: {reason}; {mend}")

@@ -2,7 +2,7 @@
 
 The package reads with this file too, and gives it a compiled decoder of symbols. By itself it is a program:
 
-    python reader.py model.goss model.onnx
+    python reader.py model.goss model.onnx [base.onnx]
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from bisect import bisect_right
 from collections.abc import Iterator
 from hashlib import sha256
+from pathlib import Path
 from typing import NamedTuple, Protocol
 from zlib import crc32
 
@@ -223,7 +224,9 @@ def _parts(data: bytes, base: bytes | None, most: int, decoder: type[Decoder]) -
     if header.base and (base is None or sha256(base).digest() != header.base):
         wanted = header.base.hex()[:16]
         got = "none was given" if base is None else f"the one given begins {sha256(base).hexdigest()[:16]}"
-        raise ArchiveError(f"packed against a model whose SHA-256 begins {wanted}; {got}; give that model's archive")
+        raise ArchiveError(
+            f"packed against a model whose SHA-256 begins {wanted}; {got}; give that model: `gossamer unpack --base`"
+        )
     index = read_index(data, header, decoder)
     flows = [_Flow(data, header, index, stream, decoder) for stream in index.streams]
     at = 0
@@ -536,7 +539,19 @@ def _added(steps: bytes, base: bytes, cut: Cut, unit: int) -> bytes:
     return found
 
 
-if __name__ == "__main__":
-    from pathlib import Path
+def main(words: list[str]) -> str:
+    """Unpack one file into another; what went wrong, or ""."""
+    if len(words) not in (2, 3):
+        return "usage: python reader.py model.goss model.onnx [base.onnx]"
+    try:
+        base = Path(words[2]).read_bytes() if len(words) == 3 else None
+        model = unpack(Path(words[0]).read_bytes(), base)
+        Path(words[1] + ".part").write_bytes(model)
+        Path(words[1] + ".part").replace(words[1])
+    except (ArchiveError, OSError) as error:
+        return f"error: {error}"
+    return ""
 
-    Path(sys.argv[2]).write_bytes(unpack(Path(sys.argv[1]).read_bytes()))
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]) or 0)

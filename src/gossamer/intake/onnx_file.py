@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from gossamer.archive import SUFFIX as ARCHIVE_SUFFIX
+from gossamer.archive import is_archive
 from gossamer.errors import GossamerError, ModelError
 from gossamer.intake.computed_shapes import fix_shapes
 from gossamer.intake.keras_model import SUFFIXES as KERAS_SUFFIXES
@@ -79,7 +79,7 @@ def read(source: Any) -> Model:
             return _converted(*convert_keras(path), path.name)
         if path.suffix.lower() == TFLITE_SUFFIX:
             return _converted(*convert_tflite(path), path.name)
-        if path.suffix.lower() == ARCHIVE_SUFFIX:
+        if is_archive(path):
             from gossamer.archive.files import read_archive  # its coder is compiled, and few need it
 
             return _checked(_decode(read_archive(path), path), path.name, None)

@@ -127,10 +127,13 @@ def size_bytes(path: Path) -> int:
 
 
 def files_of(path: Path) -> list[Path]:
-    """An ONNX file and, sorted, the external-data files that it names."""
+    """An ONNX file and, sorted, the external-data files that it names; a file of another kind is by itself."""
     import onnx
 
-    proto = onnx.load(path, load_external_data=False)
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except Exception:  # protobuf's implementations raise different types for an archive, or a Keras file
+        return [path]
     names = {
         entry.value
         for tensor in onnx.external_data_helper._get_all_tensors(proto)

@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gossamer.arith.entropy import entropy_bits
 from gossamer.arith.forms import floats_of
 from gossamer.arith.lattice import Lattice
 from gossamer.arith.moments import Moments, loss
 from gossamer.constraints.contract import constraint_from_text
 from gossamer.errors import OptionError
 from gossamer.solvers import nearest, round_grid, second_order, share_values
-from gossamer.solvers.code_lengths import choose, entropy_bits, lagrangian, prices_of
+from gossamer.solvers.code_lengths import choose, lagrangian, prices_of
 
 CODED = (
     "grid:2 grid:3 grid:4 grid:8 grid:16 grid:3:tensor grid:8:tensor grid:4:asymmetric grid:4:group=4 "

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gossamer.archive.reader import MAGIC
+
 SUFFIX = ".goss"
-MAGIC = b"\x89GOSS\r\n\x1a"  # what every archive begins with
 
 
 def is_archive(path: Path) -> bool:

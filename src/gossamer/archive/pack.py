@@ -15,6 +15,7 @@ from gossamer.archive.reader import CLASSED, CONSTANT, FLOATS, INTEGERS, MAGIC, 
 from gossamer.archive.spans import Span, spans
 from gossamer.archive.symbols import Symbols, Taken, kind_of, taken
 from gossamer.archive.tables import OPTIONS, Encoder, Written, code_lengths, coded_tables, restored, written
+from gossamer.arith.entropy import entropy_bits
 
 SMALL_BYTES = 2048  # tensors below that are put together
 TINY_BYTES = 16  # and below that they stay where they are
@@ -103,7 +104,7 @@ def pack(data: bytes, base: bytes | None = None) -> Packed:
         len(coded_table),
         tuple(tensor for source, size in spent for tensor in _tensors(source, size)),
         sum(weights_in(span, source.taken.kind, source.taken.unit) for source in sources for span in source.members),
-        sum(map(_order0, planes)),
+        sum(entropy_bits(plane.values) for plane in planes),
     )
 
 
@@ -112,13 +113,14 @@ def pack(data: bytes, base: bytes | None = None) -> Packed:
 
 def _sources(data: bytes, base: bytes | None) -> list[_Source]:
     """Large tensors by themselves, small ones of a kind together."""
-    found = [span for span in spans(data) if span.length >= TINY_BYTES and kind_of(span) is not None]
+    every = spans(data)
+    found = [span for span in every if span.length >= TINY_BYTES and kind_of(span) is not None]
     before = {} if base is None else {(span.name, span.data_type, span.shape): span for span in spans(base)}
     groups: dict[object, list[Span]] = {}
     for place, span in enumerate(found):
         small = span.length < SMALL_BYTES and base is None
         groups.setdefault((kind_of(span), span.data_type) if small else place, []).append(span)
-    shapes = {span.name: _shape_in(data, span) for span in spans(data) if span.name.endswith("_shape")}
+    shapes = {span.name: _shape_in(data, span) for span in every if span.name.endswith("_shape")}
     sources = []
     for members in groups.values():
         raw = b"".join(data[span.offset : span.offset + span.length] for span in members)
@@ -156,7 +158,7 @@ def _against(source: _Source, base: bytes, old: Span) -> _Source:
 
 
 def _shorter(plain: _Source, other: _Source) -> _Source:
-    return min((plain, other), key=lambda source: sum(map(_order0, source.taken.planes)))
+    return min((plain, other), key=lambda source: sum(entropy_bits(plane.values) for plane in source.taken.planes))
 
 
 # --- how its planes are coded
@@ -209,12 +211,6 @@ def _bits_of_tables(counts: Sequence[np.ndarray], coarse: int) -> float:
     tables = [written(each, coarse) for each in counts]
     coded = sum(float((each * code_lengths(table)).sum()) for each, table in zip(counts, tables, strict=True))
     return coded + 8 * len(coded_tables(tables, coarse)[1])
-
-
-def _order0(plane: Symbols) -> float:
-    counts = np.bincount(plane.values, minlength=1)
-    counts = counts[counts > 0]
-    return float((counts * np.log2(counts.sum() / counts)).sum())
 
 
 # --- bytes

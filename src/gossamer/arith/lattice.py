@@ -6,6 +6,7 @@ for (q - zero) * scale; scale and zero broadcast against the integers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -62,13 +63,27 @@ class Lattice(NamedTuple):
         return Lattice(self.scale_GKO[..., None], self.zero_GKO[..., None], self.low, self.high, keep)
 
 
-def round_in_order(target_GKO: np.ndarray, lattice: Lattice, factor: Factor) -> tuple[np.ndarray, np.ndarray]:
+# what a column becomes: wanted (G, O), its lattice, what a squared error costs (G, 1), and the integers that it has
+Choose = Callable[[np.ndarray, Lattice, np.ndarray, np.ndarray | None], np.ndarray]
+
+
+def nearest(wanted: np.ndarray, column: Lattice, worth: np.ndarray, now: np.ndarray | None = None) -> np.ndarray:
+    """The nearest integer, whatever its error costs."""
+    return column.nearest(wanted)
+
+
+def round_in_order(
+    target_GKO: np.ndarray, lattice: Lattice, factor: Factor, choose: Choose = nearest
+) -> tuple[np.ndarray, np.ndarray]:
     """Integers rounded one after the other; each makes up for the errors of those before it.
 
     With H = L L^T, |L^T (w - v)|^2 is a sum of squares of which the last involves one unknown, the one before it two,
     and so on: from the last to the first, each is rounded to what is best given those already settled. This is Babai's
     nearest plane (1986), which GPTQ (Frantar et al., 2022) and OBQ with a fixed order compute too (Chen et al., 2025,
     "The geometry of LLM quantization"), but without the inverse of H.
+
+    Args:
+        choose: what each number becomes.
 
     Returns:
         float32 (G, K, O), whole numbers; and |L^T (w - v)|^2, float64 (G, O).
@@ -86,7 +101,7 @@ def round_in_order(target_GKO: np.ndarray, lattice: Lattice, factor: Factor) -> 
         for j in range(stop - 1, start - 1, -1):
             wanted = moved[:, j - start] + (pull[:, j : j + 1, j + 1 : stop] @ error[:, j + 1 : stop])[:, 0]
             column = lattice.column(j)
-            integers[:, j] = column.nearest(wanted)
+            integers[:, j] = choose(wanted, column, diagonal_GK[:, j, None] ** 2, None)
             values = column.values(integers[:, j])
             error[:, j] = target[:, j] - values
             cost += (diagonal_GK[:, j, None] * (wanted - values)) ** 2
@@ -135,7 +150,11 @@ def search_in_order(
 
 
 def descend(
-    target_GKO: np.ndarray, integers_GKO: np.ndarray, lattice: Lattice, h_GKK: np.ndarray, pressure_GKO: np.ndarray
+    integers_GKO: np.ndarray,
+    lattice: Lattice,
+    h_GKK: np.ndarray,
+    pressure_GKO: np.ndarray,
+    choose: Choose = nearest,
 ) -> np.ndarray:
     """One round of coordinate descent: every integer in turn takes its best value given all the others.
 
@@ -158,7 +177,8 @@ def descend(
         for j in range(start, stop):
             pressure = pressure_GKO[:, j] - (h_GKK[:, j : j + 1, start:j] @ step[:, : j - start])[:, 0]
             column = lattice.column(j)
-            integers[:, j] = column.nearest(values[:, j] + pressure * gain_GK[:, j, None])
+            wanted = values[:, j] + pressure * gain_GK[:, j, None]
+            integers[:, j] = choose(wanted, column, diagonal_GK[:, j, None], integers[:, j])
             step[:, j - start] = column.values(integers[:, j]) - values[:, j]
         pressure_GKO -= h_GKK[:, :, start:stop] @ step
     return integers

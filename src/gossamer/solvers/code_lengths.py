@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gossamer.arith.damped import Factor
+from gossamer.arith.entropy import entropy_bits
 from gossamer.arith.forms import Indexed
-from gossamer.arith.lattice import Lattice
+from gossamer.arith.lattice import Choose, Lattice
 from gossamer.arith.moments import Moments, loss
 from gossamer.arith.weight_grid import Grid
 
-_BLOCK = 128  # unknowns settled one by one before one matrix product tells all the others
 _FEW = 8  # levels that are all tried
 _UNSEEN = 0.5  # times that a level counts as seen beyond those it was, at most
 _UNSEEN_ALL = 0.02  # of all weights, for all levels together, at most
@@ -37,16 +36,6 @@ class Prices(NamedTuple):
     def of(self, integers: np.ndarray) -> np.ndarray:
         """The price of each integer, float64."""
         return np.asarray(self.price_V[integers.astype(np.intp) - self.low])
-
-
-def entropy_bits(integers: np.ndarray) -> float:
-    """Of all integers together at their order-0 entropy: what a static code takes, without its table."""
-    if not integers.size:
-        return 0.0
-    whole = integers.astype(np.intp).ravel()
-    counts = np.bincount(whole - whole.min())
-    counts = counts[counts > 0]
-    return float((counts * np.log2(counts.sum() / counts)).sum())
 
 
 def lagrangian(form: Grid | Indexed, w_GOK: np.ndarray, moments: Moments, rate: float) -> float:
@@ -97,68 +86,14 @@ def choose(
     return best if lattice.keep_GKO is None else np.where(lattice.keep_GKO, best, lattice.zero_GKO).astype(np.float32)
 
 
-def round_in_order(
-    target_GKO: np.ndarray, lattice: Lattice, factor: Factor, rows_GO: np.ndarray, prices: Prices
-) -> tuple[np.ndarray, np.ndarray]:
-    """`arith.lattice.round_in_order` with a price in every choice.
+def priced(rows_GO: np.ndarray, prices: Prices) -> Choose:
+    """The choice of `choose` for `arith.lattice`'s sweep and descent.
 
     Args:
         rows_GO: what the loss of each row counts.
-
-    Returns:
-        float32 (G, K, O), whole numbers; and |L^T (w - v)|^2 * rows, float64 (G, O), without the price.
     """
-    target = np.take_along_axis(target_GKO, factor.order_GK[:, :, None], axis=1)
-    lattice = lattice.arranged(target.shape, factor.order_GK)
-    diagonal_GK = np.diagonal(factor.lower_GKK, axis1=1, axis2=2)
-    pull = factor.lower_GKK.transpose(0, 2, 1) / diagonal_GK[:, :, None]
-    integers = np.empty(target.shape, np.float32)
-    error = np.zeros(target.shape)
-    cost = np.zeros(rows_GO.shape)
-    for stop in range(target.shape[1], 0, -_BLOCK):
-        start = max(0, stop - _BLOCK)
-        moved = target[:, start:stop] + pull[:, start:stop, stop:] @ error[:, stop:]
-        for j in range(stop - 1, start - 1, -1):
-            wanted = moved[:, j - start] + (pull[:, j : j + 1, j + 1 : stop] @ error[:, j + 1 : stop])[:, 0]
-            column, worth = lattice.column(j), diagonal_GK[:, j, None] ** 2 * rows_GO
-            integers[:, j] = choose(wanted, column, worth, prices)
-            values = column.values(integers[:, j])
-            error[:, j] = target[:, j] - values
-            cost += worth * (wanted - values) ** 2
-    restored = np.empty_like(integers)
-    np.put_along_axis(restored, factor.order_GK[:, :, None], integers, axis=1)
-    return restored, cost
 
+    def chosen(wanted: np.ndarray, column: Lattice, worth: np.ndarray, now: np.ndarray | None) -> np.ndarray:
+        return choose(wanted, column, worth * rows_GO, prices, now)
 
-def descend(
-    integers_GKO: np.ndarray,
-    lattice: Lattice,
-    h_GKK: np.ndarray,
-    pressure_GKO: np.ndarray,
-    rows_GO: np.ndarray,
-    prices: Prices,
-) -> np.ndarray:
-    """`arith.lattice.descend` with a price in every choice: loss and price together never grow.
-
-    Args:
-        pressure_GKO: H (target - values), the negative half of the gradient; is kept up to date in place.
-
-    Returns:
-        float32 (G, K, O), whole numbers.
-    """
-    integers = np.array(integers_GKO, np.float32)
-    lattice = lattice.arranged(integers.shape)
-    diagonal_GK = np.diagonal(h_GKK, axis1=1, axis2=2)
-    gain_GK = np.divide(1.0, diagonal_GK, out=np.zeros(diagonal_GK.shape), where=diagonal_GK > 0)
-    values = lattice.values(integers)
-    for start in range(0, integers.shape[1], _BLOCK):
-        stop = min(start + _BLOCK, integers.shape[1])
-        step = np.zeros((len(integers), stop - start, integers.shape[2]))
-        for j in range(start, stop):
-            pressure = pressure_GKO[:, j] - (h_GKK[:, j : j + 1, start:j] @ step[:, : j - start])[:, 0]
-            column, worth = lattice.column(j), diagonal_GK[:, j, None] * rows_GO
-            best = values[:, j] + pressure * gain_GK[:, j, None]
-            integers[:, j] = choose(best, column, worth, prices, integers[:, j])
-            step[:, j - start] = column.values(integers[:, j]) - values[:, j]
-        pressure_GKO -= h_GKK[:, :, start:stop] @ step
-    return integers
+    return chosen

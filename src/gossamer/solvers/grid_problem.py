@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,11 @@ from gossamer.arith.moments import Moments
 from gossamer.constraints.grid import Grid
 from gossamer.constraints.sparse import Sparse
 from gossamer.solvers import remove_weights
+
+LARGE = 500_000_000  # multiplications of a try
+TOGETHER = 4_000_000  # unknowns of several tries that are solved side by side
+# target (G, K, O), what each row counts (G, O), lattice -> integers, and the loss of each row before it is counted so
+Rounded = Callable[[np.ndarray, np.ndarray, Lattice], tuple[np.ndarray, np.ndarray]]
 
 
 class Problem(NamedTuple):
@@ -169,3 +175,35 @@ def columns_first(x_GOK: np.ndarray) -> np.ndarray:
 
 def columns_last(x_GKO: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x_GKO.transpose(0, 2, 1))
+
+
+def worth_of(problem: Problem) -> np.ndarray:
+    """What an error of each unknown costs once the columns after it have made up for it, (G, K, O) or (G, 1, O)."""
+    rows = problem.rows_GO[:, None]
+    if problem.factor is None:
+        return rows
+    square_GK = np.diagonal(problem.factor.lower_GKK, axis1=1, axis2=2) ** 2
+    worth_GK = np.empty_like(square_GK)
+    np.put_along_axis(worth_GK, problem.factor.order_GK, square_GK, axis=1)
+    return np.asarray(worth_GK[:, :, None] * rows)
+
+
+def side_by_side(problem: Problem, scales: Sequence[np.ndarray], zero: np.ndarray, rounded: Rounded) -> list[Point]:
+    """Integers at several scales; tries that are solved together share each step along the columns."""
+    shape, together = problem.target_GKO.shape, max(1, TOGETHER // problem.target_GKO.size)
+    found: list[Point] = []
+    for first in range(0, len(scales), together):
+        some = scales[first : first + together]
+        lattices = [lattice_of(problem, one, zero).arranged(shape) for one in some]
+        lattice = Lattice(
+            np.concatenate([one.scale_GKO for one in lattices], axis=2),
+            np.concatenate([one.zero_GKO for one in lattices], axis=2),
+            lattices[0].low,
+            lattices[0].high,
+            None if problem.keep_GKO is None else np.concatenate([problem.keep_GKO] * len(some), axis=2),
+        )
+        target = np.concatenate([problem.target_GKO] * len(some), axis=2)
+        integers, cost = rounded(target, np.concatenate([problem.rows_GO] * len(some), axis=1), lattice)
+        parts = zip(np.split(integers, len(some), axis=2), some, np.split(cost, len(some), axis=1), strict=True)
+        found += [Point(part, one, zero, loss_GO * problem.rows_GO) for part, one, loss_GO in parts]
+    return found

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from gossamer.arith.affine import SMALLEST_SCALE
-from gossamer.arith.lattice import Lattice
-from gossamer.solvers.code_lengths import Prices, choose, descend, entropy_bits, prices_of, round_in_order
-from gossamer.solvers.grid_problem import Point, Problem, best_of, lattice_of, measured, pooled, refitted
+from gossamer.arith.entropy import entropy_bits
+from gossamer.arith.lattice import Lattice, descend, round_in_order
+from gossamer.solvers.code_lengths import Prices, choose, priced, prices_of
+from gossamer.solvers.grid_problem import (
+    LARGE,
+    Point,
+    Problem,
+    best_of,
+    lattice_of,
+    measured,
+    pooled,
+    refitted,
+    side_by_side,
+    worth_of,
+)
 
 _AROUND = np.geomspace(0.3, 2.5, 8)  # of the step that theory has for many bits a weight
 _NEARBY = (np.geomspace(0.6, 1.65, 7), np.geomspace(0.84, 1.19, 11))  # tried in full, around the best so far
 _NEARBY_LARGE = (np.geomspace(0.84, 1.19, 3), np.geomspace(0.94, 1.06, 3))  # where one try takes long
-_LARGE = 500_000_000  # multiplications of a try
-_TOGETHER = 4_000_000  # unknowns of several tries that are solved side by side
 _ENOUGH = 0.999  # rounds end when they leave more than this of the total
 _ROUNDS = 2
 
@@ -29,7 +41,7 @@ def improved(problem: Problem, plain: Point, rate: float, search: bool) -> Point
         search: False keeps its scales.
     """
     best, least = plain, total(plain, rate)
-    large = problem.target_GKO.size * problem.target_GKO.shape[1] > _LARGE
+    large = problem.target_GKO.size * problem.target_GKO.shape[1] > LARGE
     point = _coarser(problem, plain, rate, _AROUND[large :: 1 + large]) if search else plain
     nearby = _NEARBY_LARGE if large else _NEARBY
     for factors in nearby if search else (np.ones(1), np.ones(1)):
@@ -52,7 +64,7 @@ def _coarser(problem: Problem, plain: Point, rate: float, around: np.ndarray) ->
     Steps around it are judged without compensation, each unknown for itself. (Plain scales all coarser by one factor
     were up to 11 % worse in the total, and seldom better.)
     """
-    worth = _worth(problem)
+    worth = worth_of(problem)
     shape = problem.target_GKO.shape
     mean = pooled(problem, np.broadcast_to(worth, shape)) / pooled(problem, np.ones(shape))
     step = np.sqrt(6 * rate / (np.log(2) * np.maximum(mean, np.finfo(np.float32).tiny)))
@@ -72,53 +84,24 @@ def _alone(problem: Problem, at: Point, worth: np.ndarray, rate: float) -> Point
     return Point(integers, at.scale, at.zero, (worth * error**2).sum(axis=1))
 
 
-def _worth(problem: Problem) -> np.ndarray:
-    """What an error of each unknown costs once the columns after it have made up for it, (G, K, O) or (G, 1, O)."""
-    rows = problem.rows_GO[:, None]
-    if problem.factor is None:
-        return rows
-    square_GK = np.diagonal(problem.factor.lower_GKK, axis1=1, axis2=2) ** 2
-    worth_GK = np.empty_like(square_GK)
-    np.put_along_axis(worth_GK, problem.factor.order_GK, square_GK, axis=1)
-    return np.asarray(worth_GK[:, :, None] * rows)
-
-
 def _swept(problem: Problem, point: Point, rate: float, factors: np.ndarray) -> Point:
     """The best of sweeps at several scales, under the code of the point's integers."""
     scales = [_safe(point.scale * by) for by in factors]
     first = lattice_of(problem, point.scale, point.zero)
     prices = prices_of(point.integers, first.low, first.high, rate)
-    together = max(1, _TOGETHER // problem.target_GKO.size)
-    found: list[Point] = []
-    for start in range(0, len(scales), together):
-        some = scales[start : start + together]
-        found += _side_by_side(problem, some, point.zero, prices)
-    priced = [one._replace(loss_GO=one.loss_GO + prices.of(one.integers).sum(axis=1)) for one in found]
-    best = best_of(problem, priced[1:], priced[0])
+    found = side_by_side(problem, scales, point.zero, partial(_rounded, problem, prices))
+    totals = [one._replace(loss_GO=one.loss_GO + prices.of(one.integers).sum(axis=1)) for one in found]
+    best = best_of(problem, totals[1:], totals[0])
     return measured(problem, *best[:3])
 
 
-def _side_by_side(problem: Problem, scales: list[np.ndarray], zero: np.ndarray, prices: Prices) -> list[Point]:
-    shape, count = problem.target_GKO.shape, len(scales)
-    lattices = [lattice_of(problem, one, zero).arranged(shape) for one in scales]
-    lattice = Lattice(
-        np.concatenate([one.scale_GKO for one in lattices], axis=2),
-        np.concatenate([one.zero_GKO for one in lattices], axis=2),
-        lattices[0].low,
-        lattices[0].high,
-        None if problem.keep_GKO is None else np.concatenate([problem.keep_GKO] * count, axis=2),
-    )
-    target, rows = (
-        np.concatenate([problem.target_GKO] * count, axis=2),
-        np.concatenate([problem.rows_GO] * count, axis=1),
-    )
+def _rounded(
+    problem: Problem, prices: Prices, target: np.ndarray, rows_GO: np.ndarray, lattice: Lattice
+) -> tuple[np.ndarray, np.ndarray]:
     if problem.factor is None:
-        integers = choose(target, lattice, rows[:, None], prices)
-        cost = ((target - lattice.values(integers)) ** 2).sum(axis=1) * rows
-    else:
-        integers, cost = round_in_order(target, lattice, problem.factor, rows, prices)
-    parts = zip(np.split(integers, count, axis=2), scales, np.split(cost, count, axis=1), strict=True)
-    return [Point(part, scale, zero, loss_GO) for part, scale, loss_GO in parts]
+        integers = choose(target, lattice, rows_GO[:, None], prices)
+        return integers, ((target - lattice.values(integers)) ** 2).sum(axis=1)
+    return round_in_order(target, lattice, problem.factor, priced(rows_GO, prices))
 
 
 def _settled(problem: Problem, point: Point, rate: float, refit: bool) -> Point:
@@ -134,7 +117,7 @@ def _settled(problem: Problem, point: Point, rate: float, refit: bool) -> Point:
             pressure = target - lattice.values(integers)
         else:
             pressure = h @ (target - lattice.values(integers))
-            integers = descend(integers, lattice, h, pressure, problem.rows_GO, prices)
+            integers = descend(integers, lattice, h, pressure, priced(problem.rows_GO, prices))
         if refit:
             scale = refitted(problem, lattice.values(integers), scale, pressure)
             lattice = lattice_of(problem, scale, zero)

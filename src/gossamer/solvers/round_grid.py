@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from gossamer.arith import weight_grid
@@ -15,6 +17,7 @@ from gossamer.errors import OptionError
 from gossamer.solvers import round_at_rate
 from gossamer.solvers.code_lengths import lagrangian
 from gossamer.solvers.grid_problem import (
+    LARGE,
     Point,
     Problem,
     best_of,
@@ -24,14 +27,14 @@ from gossamer.solvers.grid_problem import (
     pooled,
     problem_of,
     refitted,
+    side_by_side,
     with_dead,
+    worth_of,
 )
 
 _SHRINK = np.geomspace(1.0, 0.25, 41)  # of the scales that reach the largest weights
 _NEARBY = ((0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1), (0.96, 0.98, 1.0, 1.02))  # tried in full, around the best so far
 _NEARBY_LARGE = ((0.92, 1.0, 1.08),)  # where one try takes long
-_LARGE = 500_000_000  # multiplications of a try
-_TOGETHER = 4_000_000  # unknowns of several tries that are solved side by side
 _ENOUGH = 0.999  # rounds of descent end when they leave more than this of the loss
 _ROUNDS = 6
 _WIDTH = 16  # of the search where it is affordable, and how much that is
@@ -102,7 +105,7 @@ def solve(
 def _improved(problem: Problem, start: Point) -> Point:
     scale = _promising(problem, start.scale, start.zero)
     point = start
-    large = problem.target_GKO.size * problem.target_GKO.shape[1] > _LARGE
+    large = problem.target_GKO.size * problem.target_GKO.shape[1] > LARGE
     for factors in _NEARBY_LARGE if large else _NEARBY:
         point = best_of(problem, _tried(problem, scale, start.zero, factors), point)
         point = _descended(problem, point, refit=True)
@@ -117,12 +120,7 @@ def _promising(problem: Problem, scale: np.ndarray, zero: np.ndarray) -> np.ndar
     count what the columns after it make up for as well.
     """
     target = problem.target_GKO
-    weight = problem.rows_GO[:, None]
-    if problem.factor is not None:
-        square_GK = np.diagonal(problem.factor.lower_GKK, axis1=1, axis2=2) ** 2
-        weight_GK = np.empty_like(square_GK)
-        np.put_along_axis(weight_GK, problem.factor.order_GK, square_GK, axis=1)
-        weight = weight * weight_GK[:, :, None]
+    weight = worth_of(problem)
     best, least = scale, None
     for shrink in _SHRINK.astype(np.float32):
         tried = np.maximum(scale * shrink, SMALLEST_SCALE).astype(np.float32)
@@ -135,28 +133,13 @@ def _promising(problem: Problem, scale: np.ndarray, zero: np.ndarray) -> np.ndar
 
 def _tried(problem: Problem, scale: np.ndarray, zero: np.ndarray, factors: tuple[float, ...]) -> list[Point]:
     """Rounding with compensation at several scales; several tries side by side share each step along the columns."""
-    shape = problem.target_GKO.shape
     scales = [np.maximum(scale * np.float32(by), SMALLEST_SCALE).astype(np.float32) for by in factors]
-    together = max(1, _TOGETHER // problem.target_GKO.size)
-    found: list[Point] = []
-    for first in range(0, len(scales), together):
-        some = scales[first : first + together]
-        lattices = [lattice_of(problem, one, zero).arranged(shape) for one in some]
-        side_by_side = Lattice(
-            np.concatenate([one.scale_GKO for one in lattices], axis=2),
-            np.concatenate([one.zero_GKO for one in lattices], axis=2),
-            lattices[0].low,
-            lattices[0].high,
-            None if problem.keep_GKO is None else np.concatenate([problem.keep_GKO] * len(some), axis=2),
-        )
-        target = np.concatenate([problem.target_GKO] * len(some), axis=2)
-        integers, cost = _rounded(problem, target, side_by_side)
-        parts = zip(np.split(integers, len(some), axis=2), some, np.split(cost, len(some), axis=1), strict=True)
-        found += [Point(part, one, zero, loss_GO * problem.rows_GO) for part, one, loss_GO in parts]
-    return found
+    return side_by_side(problem, scales, zero, partial(_rounded, problem))
 
 
-def _rounded(problem: Problem, target: np.ndarray, lattice: Lattice) -> tuple[np.ndarray, np.ndarray]:
+def _rounded(
+    problem: Problem, target: np.ndarray, rows_GO: np.ndarray, lattice: Lattice
+) -> tuple[np.ndarray, np.ndarray]:
     if problem.factor is None:
         integers = lattice.nearest(target)
         return integers, ((target - lattice.values(integers)) ** 2).sum(axis=1)
@@ -176,7 +159,7 @@ def _descended(problem: Problem, point: Point, refit: bool) -> Point:
     pressure = heard - h @ values
     for _ in range(_ROUNDS):
         before = loss_GO.sum()
-        integers = descend(target, integers, lattice_of(problem, scale, point.zero), h, pressure)
+        integers = descend(integers, lattice_of(problem, scale, point.zero), h, pressure)
         values = lattice_of(problem, scale, point.zero).values(integers)
         if refit:
             scale = refitted(problem, values, scale, pressure)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gossamer.arith.damped import factor
+from gossamer.arith.entropy import entropy_bits
 from gossamer.arith.forms import Indexed, floats_of
 from gossamer.arith.kmeans import count_below
 from gossamer.arith.least_squares import improve
@@ -24,7 +25,7 @@ from gossamer.constraints.composed import Composed
 from gossamer.constraints.sparse import Sparse
 from gossamer.errors import OptionError
 from gossamer.solvers import remove_weights
-from gossamer.solvers.code_lengths import entropy_bits, lagrangian, prices_of
+from gossamer.solvers.code_lengths import lagrangian, prices_of
 
 BLOCK = 64  # columns that hear of each other at once; all others by one matrix product a block
 ROUNDS = 12  # of refit and descent, at most

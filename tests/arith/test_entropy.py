@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gossamer.arith.entropy import entropy_bits
+
+
+@given(st.lists(st.integers(-300, 300), min_size=1, max_size=60), st.integers(-1000, 1000))
+def test_it_depends_on_how_often_numbers_occur_alone(numbers: list[int], shift: int) -> None:
+    array = np.array(numbers)
+    bits = entropy_bits(array)
+    assert 0 <= bits <= len(numbers) * np.log2(len(set(numbers))) + 1e-9
+    assert entropy_bits(shift - array) == pytest.approx(bits)
+    assert entropy_bits(np.repeat(array, 3)) == pytest.approx(3 * bits)
+
+
+def test_known_entropies() -> None:
+    assert entropy_bits(np.zeros(0, np.uint8)) == entropy_bits(np.full(9, 200, np.uint8)) == 0
+    assert entropy_bits(np.array([[0, 1], [2, 3]], np.uint16)) == 8
+    assert entropy_bits(np.array([0.0, 0.0, -1.0, 5.0], np.float32)) == 6

@@ -1,6 +1,7 @@
 # make demo   a trained network compressed on real images, with a report to open (light core, no torch)
 # make test   format, lint, types, import rules, tests and doctests (full install)
 # make test-doors  the Keras and TFLite doors, in an environment with TensorFlow
+# make test-operators  every operator's gradient, and the gallery's networks as torch modules (minutes)
 # make fuzz   the reader of archives against what nobody packed, ten minutes (FUZZ_SECONDS=600)
 # make bench  what we claim, measured here
 PYTHON ?= python3
@@ -18,7 +19,7 @@ BENCH := .venv-bench
 FUZZ := .venv-fuzz
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
-.PHONY: demo test test-doors lint bench bench-peers bench-cost bench-ranges bench-speed bench-second-order bench-archive fuzz clean
+.PHONY: demo test test-doors test-operators lint bench bench-peers bench-cost bench-ranges bench-speed bench-second-order bench-archive bench-download fuzz clean
 .DEFAULT_GOAL := demo
 
 demo: $(LIGHT)/installed
@@ -36,7 +37,10 @@ test: lint
 test-doors: $(DOORS)/installed
 	$(DOORS)/bin/python -m pytest -q tests/doors
 
-bench: bench-peers bench-cost bench-ranges bench-speed bench-second-order bench-archive
+test-operators: $(FULL)/installed
+	GOSSAMER_OPERATORS=1 $(FULL)/bin/python -m pytest -q tests/training_gallery
+
+bench: bench-peers bench-cost bench-ranges bench-speed bench-second-order bench-archive bench-download
 
 bench-peers: $(BENCH)/installed
 	$(BENCH)/bin/python bench/peers_table.py
@@ -53,6 +57,11 @@ bench-second-order: $(BENCH)/installed
 bench-archive: $(BENCH)/installed
 	@$(BENCH)/bin/python $(PIP_INSTALL) zstandard==0.25.0
 	$(BENCH)/bin/python bench/archive.py
+	$(BENCH)/bin/python bench/opening.py
+
+bench-download: $(BENCH)/installed
+	@$(BENCH)/bin/python $(PIP_INSTALL) zstandard==0.25.0
+	$(BENCH)/bin/python bench/download.py --series ours,nncodec,stored,uniform
 
 fuzz: $(FUZZ)/installed
 	PYTHONPATH=src:. $(FUZZ)/bin/python fuzz/fuzz_reader.py --seconds $(FUZZ_SECONDS)

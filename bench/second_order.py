@@ -34,6 +34,7 @@ from gossamer.planning.allocated import allocated
 from gossamer.planning.allocation import allocate
 from gossamer.planning.budgeted import fitted
 from gossamer.planning.ledger import Entry, ledger, uses_of
+from gossamer.planning.ledger import each as each_of
 from gossamer.solving import matrix_of
 from second_order_cases import HEAD, Net, code_digest, constrained, in_a_way, row
 
@@ -97,7 +98,7 @@ def _spread(net: Net) -> tuple[Step, ...]:
     kept = net.folder / f"spread-{code_digest()}.yaml"
     if not kept.exists():
         sparse = [Sparse(ratio=ratio) for ratio in RATIOS]
-        entries = ledger(net.clean, net.evidence, sparse, budget_s=LEDGER_S)
+        entries = ledger(net.clean, net.evidence, each_of(sparse), budget_s=LEDGER_S)
         left = [_left(entry) for entry in entries]
         limit = (1 - ZEROS) * sum(float(one[0]) for one in left)
         choices = allocate([entry.noise_ratios() for entry in entries], left, limit, "weights").choices
@@ -145,7 +146,7 @@ def eighth(net: Net) -> None:
 def _entries(net: Net) -> tuple[Entry, ...]:
     """What every weight could become."""
     texts = dict.fromkeys(text for menu in MENUS.values() for text in menu)
-    return ledger(net.clean, net.evidence, [constraint_from_text(text) for text in texts], budget_s=LEDGER_S)
+    return ledger(net.clean, net.evidence, each_of([constraint_from_text(text) for text in texts]), budget_s=LEDGER_S)
 
 
 def _mixed(net: Net, menu: str, limit: float, entries: Callable[[], tuple[Entry, ...]]) -> tuple[Step, ...]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import lzma
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from tests.archive import building
-from tests.archive.building import Opened, Stream, number, numbers
+from tests.archive.building import Kernels, Opened, Stream, number, numbers
 
-from gossamer.archive.reader import CLASSED, CONSTANT, FEW, FLOATS, INTEGERS, LZMA, PLANES, STORED, TOP, WORDS
+from gossamer.archive.reader import CLASSED, CONSTANT, FEW, FLOATS, INTEGERS, PLANES, TOP, WORDS
 
 UNITS = {
     INTEGERS: (1, 2, 4, 8),
@@ -30,36 +29,42 @@ def composed(source: Iterator[int], digest: bytes) -> Opened:
         return (value if most < 256 else value << 8 | next(source, 0)) % (most + 1)
 
     tables = [_table(choose) for _ in range(choose(4))]
-    streams = [_stream(choose, tables, source) for _ in range(1 + choose(2))]
+    filters = [_filter(choose) for _ in range(choose(2))]
+    streams = [_stream(choose, tables, filters, source) for _ in range(1 + choose(2))]
     cuts = [(choose(1), sum(size for _, size in stream.chunks), at, 0) for at, stream in enumerate(streams)]
     if choose(3) == 3:
         cuts[0] = (*cuts[0][:3], choose(80))
-    return building.archive_of(streams, cuts, b"skeleton", tables, digest if choose(1) else b"", choose(TOP))
+    return building.archive_of(
+        streams, cuts, b"skeleton", tables, digest if choose(1) else b"", choose(TOP), filters=filters
+    )
 
 
 def _table(choose: Choose) -> Table:
-    alphabet = 2 + choose(300)
+    alphabet = (2, 4, 8, 16, 256, 2 + choose(300))[choose(5)]
     first = choose(alphabet - 1)
     return alphabet, first, [choose(TOP) for _ in range(1 + choose(min(alphabet - first, 20) - 1))]
 
 
-def _stream(choose: Choose, tables: list[Table], source: Iterator[int]) -> Stream:
+def _filter(choose: Choose) -> Kernels:
+    found = Kernels(tuple(choose(3) for _ in range(1 + choose(8))), {})
+    weights = {pair: choose(255) - 128 for pair in found.pairs() if choose(1)}
+    return found._replace(weights=weights, thresholds=tuple(1 + choose(400) for _ in range(choose(3))))
+
+
+def _stream(choose: Choose, tables: list[Table], filters: list[Kernels], source: Iterator[int]) -> Stream:
     kind, low = choose(PLANES), choose(255)
-    if kind in (STORED, LZMA):
-        data = bytes(choose(255) for _ in range(8 + choose(20)))
-        packed = lzma.compress(data, lzma.FORMAT_RAW, filters=building.QUICK) if kind == LZMA else data
-        return Stream(kind, 1, low, (), ((_wrong(packed, choose, source), len(data)),))
     unit = UNITS[kind][choose(len(UNITS[kind]) - 1)]
     values = bytes(choose(255) for _ in range(unit * (1 + choose(20)))) if kind == FEW else b""
     bits, known = (unit, 1 << unit) if kind in (INTEGERS, PLANES) else (8 * unit, 256)
     known = len(values) // unit if kind == FEW else known
-    planes = [_plane(choose, tables) for _ in range(unit if kind in (WORDS, FLOATS) else 1)]
+    usable = len(filters) if kind in (INTEGERS, PLANES) else 0
+    planes = [_plane(choose, tables, usable) for _ in range(unit if kind in (WORDS, FLOATS) else 1)]
     chunks = []
     for _ in range(1 + choose(2)):
         count = items = 8 * (1 + choose(7)) * (8 if kind == INTEGERS else 1)
         parts = []
         for at, plane in enumerate(planes):
-            part, symbols = _coded(choose, plane, count, known, tables)
+            part, symbols = _coded(choose, plane, count, known, tables, filters)
             parts.append(_wrong(part, choose, source))
             if at == 0 and kind == FLOATS and low:
                 count = int(np.count_nonzero(symbols))
@@ -68,8 +73,8 @@ def _stream(choose: Choose, tables: list[Table], source: Iterator[int]) -> Strea
     return Stream(kind, unit, low, tuple(map(_written, planes)), tuple(chunks), values)
 
 
-def _plane(choose: Choose, tables: list[Table]) -> tuple[int, ...]:
-    """Coding, then as in the format; the shift last."""
+def _plane(choose: Choose, tables: list[Table], filters: int) -> tuple[int, ...]:
+    """Coding, then as in the format; shift and filter last."""
     coding = choose(2)
     if coding == CONSTANT:
         return CONSTANT, choose(255)
@@ -78,7 +83,7 @@ def _plane(choose: Choose, tables: list[Table]) -> tuple[int, ...]:
     base = 1 + choose(len(tables) - 1)
     width = (1, 2, 4, 8, 16, 3)[choose(5)]
     sides = choose(len(tables)), choose(len(tables))
-    return CLASSED, width, *sides, base, 1 + choose(len(tables) - base), choose(8) - 4
+    return CLASSED, width, *sides, base, 1 + choose(len(tables) - base), choose(8) - 4, choose(filters)
 
 
 def _written(plane: tuple[int, ...]) -> bytes:
@@ -86,7 +91,7 @@ def _written(plane: tuple[int, ...]) -> bytes:
 
 
 def _coded(
-    choose: Choose, plane: tuple[int, ...], count: int, known: int, tables: list[Table]
+    choose: Choose, plane: tuple[int, ...], count: int, known: int, tables: list[Table], filters: list[Kernels]
 ) -> tuple[bytes, list[int]]:
     """Bytes of a plane of so many symbols, and these."""
     if plane[0] == CONSTANT:
@@ -94,8 +99,9 @@ def _coded(
     if plane[0] != CLASSED:
         symbols = [choose(known - 1) for _ in range(count)]
         return bytes(symbols), symbols
-    _, width, row_table, column_table, base, classes, shift = plane
-    if count % width or not count:
+    _, width, row_table, column_table, base, classes, shift, number_of_filter = plane
+    filter = filters[number_of_filter - 1] if number_of_filter else Kernels((0,), {})
+    if count % width or count % len(filter.stages) or not count:
         return b"", [0] * count
     rows, columns = [0] * (count // width), [0] * width
     parts = []
@@ -103,11 +109,17 @@ def _coded(
         if table:
             side[:] = [choose(tables[table - 1][0] - 1) for _ in side]
             parts.append((side, building.table(*tables[table - 1])))
-    of_class = [min(max(row + column - shift, 0), classes - 1) for row in rows for column in columns]
-    symbols = [choose(min(tables[base - 1 + one][0], known) - 1) for one in of_class]
-    for each in range(classes):
-        mine = [symbol for symbol, one in zip(symbols, of_class, strict=True) if one == each]
-        parts.append((mine, building.table(*tables[base - 1 + each])))
+    plain = [row + column - shift for row in rows for column in columns]
+    symbols = [known // 2] * count
+    for stage in filter.order(count) if filter.thresholds else [list(range(count))]:
+        lifts, sums = filter.lifts(symbols, known), filter.sums(symbols, known)
+        of_class = [min(max(plain[at] + lifts[at], 0), classes - 1) for at in stage]
+        codes = [choose(min(tables[base - 1 + one][0], known) - 1) for one in of_class]
+        for each in range(classes):
+            mine = [code for code, one in zip(codes, of_class, strict=True) if one == each]
+            parts.append((mine, building.table(*tables[base - 1 + each])))
+        for at, code in zip(stage, codes, strict=True):
+            symbols[at] = -code % known if sums[at] < 0 else code
     return building.coded(parts), symbols
 
 

@@ -62,6 +62,13 @@ def test_only_the_suspects_are_restored() -> None:
     assert sum(one.restored_db is not None for one in blames) == 2
 
 
+def test_at_least_one_suspect_is_restored_however_short_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_affordable", lambda *_: (8, 6))
+    blames = blame(INT8, chain(1000.0), evidence(), TIMED, {}, budget_s=1e-9)
+    assert len(blames) == LAYERS
+    assert [one.restored_latency_ratio is not None for one in blames].count(True) == 1
+
+
 def test_nothing_is_to_blame_where_nothing_is_quantized() -> None:
     plan = Plan("float", (Step("fold_constants"),))
     assert blame(plan, chain(1.0), evidence(), TIMED, {}) == ()

@@ -349,7 +349,11 @@ def test_ctrl_c_in_the_shell_leaves_the_best_so_far(tmp_path: Path) -> None:
     (tmp_path / "data.npz").write_bytes(files("gossamer.demo").joinpath("data.npz").read_bytes())
     words = ["compress", str(model), "--data", str(tmp_path / "data.npz"), "-o", str(tmp_path / "out")]
     child = subprocess.Popen(
-        [sys.executable, "-m", "gossamer.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "gossamer.cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs are deaf to it
     )
     assert child.stderr is not None
     deadline = time.monotonic() + 120
@@ -391,6 +395,9 @@ def test_constrain_without_samples_writes_a_model_and_a_plan(run: Run, good: tup
     ("words", "told"),
     [
         (("--constraint", "gird:4"), "there is no 'gird'"),
+        (("--constraint", "shared"), "constrain_weights: no weight to put into shared"),
+        (("--constraint", "grid:4:rate=2"), "Expected `float` <= 1.0 for rate"),
+        (("--constraint", "grid:4:rate=1e-6", "--solver", "nearest"), "the solver nearest knows no loss to weigh bits"),
         (("--constraint", "grid:4", "--layers", "conv9"), "scope 'conv9' matches no node of net.onnx; did you mean"),
         (("--constraint", "low_rank:99", "--layers", "dense"), "cannot put node 'dense' into low_rank:99"),
         (("--constraint", "sparse:2:4", "--layers", "pool"), "GlobalAveragePool has no weight"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import utime
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gossamer import gate
 from gossamer.errors import CandidateError, ModelError
-from gossamer.gate import Baseline, baseline, check_types, judge, meets, open_original, unchanged
+from gossamer.gate import Baseline, baseline, check_types, judge, meets, open_original, open_timed, unchanged
 from gossamer.measuring.latency import Timing
 from gossamer.measuring.quality import choose_metric
 from gossamer.nouns.budget import Budget
@@ -78,6 +80,44 @@ def test_a_file_that_does_not_open_is_refused(original: Baseline, tmp_path: Path
         judge(tmp_path / "bad.onnx", original, metric(original), (), QUICK)
     with pytest.raises(ModelError, match="only a model that runs can be compressed"):
         open_original(tmp_path / "bad.onnx", Target())
+
+
+def test_a_small_file_is_opened_once_until_it_is_written_anew(original: Baseline, tmp_path: Path) -> None:
+    path = write(tmp_path / "other.onnx")
+    first = open_timed(path, original)
+    assert open_timed(path, original) is first
+    write(path, w=np.ones((4, 3), np.float32))
+    utime(path, ns=(1, 1))  # whatever the clock's resolution
+    again = open_timed(path, original)
+    assert again is not first and np.array_equal(
+        again.session.run(original.feeds)[0], np.sum(original.feeds["x"]) * np.ones((1, 3), np.float32)
+    )
+
+
+def test_files_do_not_stay_open_that_are_large_or_slow(
+    original: Baseline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "other.onnx")
+    with monkeypatch.context() as patch:
+        patch.setattr(gate, "KEPT_BYTES", path.stat().st_size - 1)
+        assert open_timed(path, original) is not open_timed(path, original)
+    with monkeypatch.context() as patch:
+        patch.setattr(gate, "QUICK_S", 0.0)
+        assert open_timed(path, original) is not open_timed(path, original)
+    assert not original.opened.kept
+
+
+@pytest.mark.parametrize("quick_s", [0.0, 10.0])
+def test_scores_do_not_depend_on_how_many_calls_go_side_by_side(
+    quick_s: float, original: Baseline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "QUICK_S", quick_s)
+    path = write(tmp_path / "other.onnx", w=np.arange(12, dtype=np.float32).reshape(4, 3) ** 0.9)
+    rule = metric(original)
+    afresh = baseline(original.opened, tmp_path / "original.onnx", original.samples, rule)
+    assert np.array_equal(afresh.scores.values_N, original.scores.values_N)
+    facts = judge(path, afresh, rule, (), QUICK)
+    assert facts.accuracy.snr_db == pytest.approx(judge(path, original, rule, (), QUICK).accuracy.snr_db)
 
 
 @given(st.floats(-1, 1), st.floats(0, 0.5), st.floats(0, 1))

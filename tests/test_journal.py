@@ -113,7 +113,7 @@ def test_killed_at_random_moments_it_ends_all_the_same_and_repeats_nothing(tmp_p
     tried = {candidate["plan"]["name"]: candidate for candidate in record["candidates"]}
     for one in finished:  # measured once: the very seconds of the killed run
         assert tried[one["candidate"]["plan"]["name"]]["seconds"] == one["candidate"]["seconds"]
-    assert len(tried) >= 8
+    assert len(tried) >= 4
     assert not os.path.exists(tmp_path / "out" / WORK)
 
 

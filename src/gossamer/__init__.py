@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gossamer.archive.files import inspect_archive, pack_file, unpack_file
+    from gossamer.archive.files import inspect_archive, pack_file, read_archive, unpack_file
     from gossamer.comparison import compare, measure, verify
     from gossamer.compression import apply, carry_out, compress, constraining, plan
     from gossamer.errors import GossamerError
@@ -54,6 +54,7 @@ _HOME = {
     "measure": "comparison",
     "pack_file": "archive.files",
     "plan": "compression",
+    "read_archive": "archive.files",
     "save": "nouns.model",
     "unpack_file": "archive.files",
     "verify": "comparison",
@@ -83,6 +84,7 @@ __all__ = [
     "measure",
     "pack_file",
     "plan",
+    "read_archive",
     "save",
     "unpack_file",
     "verify",

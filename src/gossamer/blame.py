@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from gossamer.measuring.evidence import Evidence
 from gossamer.measuring.latency import Timing, race
 from gossamer.measuring.layer_error import layer_errors
 from gossamer.measuring.noise import to_db
-from gossamer.measuring.quality import Metric, score
+from gossamer.measuring.quality import Metric, Scores, score
 from gossamer.nouns.diagnosis import LayerBlame
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Plan, quantizing
@@ -34,7 +34,7 @@ UNFUSED = 7  # runs that comparing two unfused graphs takes the time of
 MOST_DB = 80.0  # rounding of floats leaves this much: with every layer restored there is nothing left to gain
 # what passes compute, or at least store, in integers
 SUSPICIOUS = frozenset({*LAYERS, "ConvTranspose", "Gather", "LSTM", "GRU", "RNN", "Add", "Mul", "Concat"})
-RACE_S = 2.5
+RACE_S, LEAST_RACE_S = 2.5, 0.05
 ROOM_BYTES = 1_000_000_000  # of weights of models that are open at once
 
 Move = tuple[str, ...]  # a suspect, and the nodes restored with it
@@ -67,14 +67,15 @@ def blame(
         evidence: of the calibration split; the first 32 samples of it are used.
         timed: where latency is measured.
         memo: of the plan's run, so that what is known is not made again.
-        budget_s: a slow model is looked at with fewer samples and fewer suspects, so that it takes about this long.
+        budget_s: a slow model, or one whose plan takes long to carry out, is looked at with fewer samples and fewer
+            suspects, so that it takes about this long.
 
     Raises:
         CandidateError: the plan's result fails.
     """
     if quantizing(plan) is None:
         return ()
-    bare = through_quantizing(plan)
+    begin, bare = perf_counter(), through_quantizing(plan)
     result = run_plan(bare, model, evidence, memo).model
     reference = result.reference or model
     count, suspects = _affordable(reference, evidence.threads, timed.feeds, budget_s, suspects)
@@ -83,8 +84,11 @@ def blame(
     most = min(suspects, ROOM_BYTES // (2 * max(1, model.weight_bytes())))
     worst = sorted(found, key=lambda one: one.added_ratio, reverse=True)[:most]
     moves = _moves(reference, [one.node for one in found], [one.node for one in worst])
-    raised_models = _raise(bare, moves, model, evidence, memo)
-    effects = _effects(model, {(): result, **raised_models}, few, timed, min(RACE_S, budget_s / 4))
+
+    def restored(move: Move) -> Model:
+        return run_plan(raised(bare, move), model, evidence, dict(memo)).model  # memo: what is made here is used once
+
+    effects = _effects(model, result, moves, restored, few, timed, begin + budget_s)
     return tuple(_with_best(one, effects) for one in found)
 
 
@@ -171,32 +175,40 @@ def _maker(value: ir.Value) -> ir.Node | None:
     return node
 
 
-def _raise(plan: Plan, moves: Sequence[Move], model: Model, evidence: Evidence, memo: Memo) -> dict[Move, Model]:
-    """The plan's result with each move's nodes in float."""
-    # a copy of the memo each: what is made here is needed once
-    return {move: run_plan(raised(plan, move), model, evidence, dict(memo)).model for move in moves}
-
-
 def _effects(
-    original: Model, results: Mapping[Move, Model], few: Evidence, timed: Timed, race_s: float
+    original: Model,
+    result: Model,
+    moves: Sequence[Move],
+    restored: Callable[[Move], Model],
+    few: Evidence,
+    timed: Timed,
+    end: float,
 ) -> dict[Move, tuple[float, float]]:
-    """Move -> dB that the outputs gain with those nodes in float, and latency then over latency now, that of ()."""
+    """Move -> dB that the outputs gain with those nodes in float, and latency then over latency now.
+
+    A third of the time until `end` is for the race. No move is begun when the rest is spent, but for the first.
+    """
+    left_s = end - perf_counter()
     truth = score(onnxruntime.open_session(original, few.threads), few.samples, Metric("snr"))
-    sessions: dict[Move, Session] = {}
-    for move, result in results.items():
+    sessions: dict[Move, Session] = {(): timed.runtime.open_session(result, timed.threads)}
+    noise_db: dict[Move, float] = {(): _outputs_db(sessions[()], few.samples, truth)}
+    for move in moves:
+        if len(sessions) > 1 and perf_counter() > end - left_s / 3:
+            break
         try:
-            sessions[move] = timed.runtime.open_session(result, timed.threads)
+            sessions[move] = timed.runtime.open_session(restored(move), timed.threads)
         except CandidateError:  # the runtime may refuse a mixture; then there is nothing to gain by it
-            if not move:
-                raise
-    noise_db = {
-        move: min(MOST_DB, to_db(score(session, few.samples, Metric("snr"), truth).noise_ratio))
-        for move, session in sessions.items()
-    }
+            continue
+        noise_db[move] = _outputs_db(sessions[move], few.samples, truth)
     named = {str(move): session for move, session in sessions.items()}
-    times = race(named, timed.feeds, timed.threads, Timing(budget_s=race_s, precision=0.005))
+    race_s = min(RACE_S, max(left_s / 3, LEAST_RACE_S))
+    times = race(named, timed.feeds, timed.threads, Timing(budget_s=race_s, precision=0.01))
     return {
         move: (noise_db[move] - noise_db[()], float(np.median(np.divide(times[str(move)], times["()"]))))
         for move in sessions
         if move
     }
+
+
+def _outputs_db(session: Session, samples: Samples, truth: Scores) -> float:
+    return min(MOST_DB, to_db(score(session, samples, Metric("snr"), truth).noise_ratio))

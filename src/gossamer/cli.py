@@ -152,14 +152,6 @@ def constrain(
             help="Solve each layer behind those that are done, so that it makes up for their errors (needs --data).",
         ),
     ] = True,
-    rate: Annotated[
-        float,
-        typer.Option(
-            metavar="NOISE",
-            help="Noise over signal of a layer's output that one bit of an archive is worth, such as 1e-7: weights on "
-            "a grid or codebook are then chosen for few bits, too.",
-        ),
-    ] = 0.0,
     max_drop: Drop = "1%",  # type: ignore[assignment]
     out: Out = Path("out"),
     metric: Metric = None,
@@ -195,7 +187,7 @@ def constrain(
         from gossamer import compression
         from gossamer.delivery import writable_folder
 
-        plan = compression.constraining(constraint, solver, tuple(layers or ()), sequential, data is not None, rate)
+        plan = compression.constraining(constraint, solver, tuple(layers or ()), sequential, data is not None)
         if data is None:
             writable_folder(out)
             write_applied(plan, model, None, out, console, json)
@@ -262,7 +254,7 @@ def pack(model: ModelPath, out: Packed = Path("model.goss"), base: Base = None, 
         if json:
             console.give(msgspec.json.encode(facts))
         else:
-            print_pack(facts, out, console.out)
+            print_pack(facts, out, base is not None, console.out)
 
 
 @app.command()
@@ -363,12 +355,18 @@ def write_applied(plan: Plan | Path, model: Path, data: str | None, out: Path, c
 
     from gossamer import compression
     from gossamer.delivery import check_not_input, deliver
+    from gossamer.errors import OptionError
     from gossamer.nouns.model import save, size_bytes
+    from gossamer.nouns.plan import Plan
     from gossamer.replay import read_plan
 
     target = out / "model.onnx"
     found = read_plan(plan) if isinstance(plan, Path) else plan
     result = compression.apply(plan, model, data)
+    if isinstance(plan, Plan) and not result.reference:
+        raise OptionError(
+            f"{plan.name} changes nothing in {result.name}: {'; '.join(result.notes) or 'it is so already'}"
+        )
     check_not_input(model, out)
     if result.path is not None and not result.reference and not found.steps:
         deliver(result.path, target)  # the plan says: leave it as it is

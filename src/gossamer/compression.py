@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from gossamer.constraints.contract import constraint_from_text
+from gossamer.constraints.contract import constraint_from_text, rate_of
 from gossamer.delivery import check_not_input, writable_folder
 from gossamer.errors import OptionError
 from gossamer.gate import baseline, open_original
@@ -38,7 +38,7 @@ from gossamer.planning.candidates import CLEAN, propose
 from gossamer.planning.features import features
 from gossamer.replay import evidence_from, read_plan, recorded_evidence
 from gossamer.runtimes.contract import find
-from gossamer.solving import rate_obstacle
+from gossamer.solving import NO_RATE
 from gossamer.trials import Bench, Say, try_all, try_one, verify_best
 
 
@@ -151,7 +151,7 @@ def _set_up(
     calibrate, select, verify, optimistic = split(samples, seed)
     prepared = normalise(source)
     scoring = perf_counter()
-    original = baseline(opened, path, select, rule)
+    original = baseline(opened, path, select, rule, budget.minimize == "download")
     limit_s = inf if budget.time_limit_s is None else budget.time_limit_s
     a_sample_s = (perf_counter() - scoring) / len(select)
     reserve_s = min(PROOF.budget_s, limit_s / 5) + 2 * a_sample_s * len(verify)  # what verifying will take
@@ -196,7 +196,6 @@ def constraining(
     layers: tuple[str, ...] = (),
     sequential: bool = True,
     samples: bool = True,
-    rate: float = 0.0,
 ) -> Plan:
     """The plan that moves weights into one constraint and, with samples, corrects biases behind it.
 
@@ -204,16 +203,14 @@ def constraining(
         constraint: as text, `grid:4`; see `constraints.contract`.
         layers: names of nodes or shell patterns; empty means all.
         sequential: each layer is solved behind those that are done, and makes up for their errors.
-        rate: noise over signal of a layer's output that one bit of an archive is worth, see `constrain_weights`.
 
     Raises:
-        OptionError: there is no such constraint, or it takes no rate.
+        OptionError: there is no such constraint, or one with a rate is given to `nearest`.
     """
-    if reason := rate_obstacle(constraint_from_text(constraint), solver, rate):
-        raise OptionError(reason)
+    if rate_of(constraint_from_text(constraint)) and solver == "nearest":
+        raise OptionError(f"{constraint}: {NO_RATE}")
     behind = sequential and samples and solver == "second_order"
     config = {"constraint": constraint, "solver": solver, **({"sequential": True} if behind else {})}
-    config |= {"rate": rate} if rate else {}
     mend = (Step("correct_bias", {"statistics": "sequential"}),) if samples else ()
     return Plan(constraint, (*CLEAN.steps, Step("constrain_weights", config, Scope(only=layers)), *mend))
 

@@ -229,7 +229,7 @@ def _steps(stages: Sequence[_Stage], original: Baseline, latency_ms: float, end:
     sessions = [original.runtime.open_session(stage.after, threads) for stage in stages]
     noises = _noises(sessions, original, int(0.3 * left_s / (latency_ms / 1000 * turns)))
     racing = {"original": original.session, **{str(place): session for place, session in enumerate(sessions)}}
-    times = race(racing, original.feeds, threads, Timing(budget_s=left_s / 2, precision=0.005))
+    times = race(racing, original.feeds, threads, Timing(budget_s=left_s / 2, precision=0.01))
     return tuple(
         StepEffect(
             stage.step,

@@ -8,6 +8,7 @@ from time import perf_counter
 from msgspec.structs import replace
 
 import gossamer
+from gossamer.archive.files import pack_file
 from gossamer.delivery import deliver, publish, seen_from
 from gossamer.diagnosis import diagnose
 from gossamer.errors import GossamerError
@@ -30,7 +31,8 @@ from gossamer.report.findings import Case
 from gossamer.report.html import write_report
 from gossamer.trials import Bench, Outcome, Trial, find_blame
 
-LOOK_SHARE = 0.3  # of the search's time, for finding out why its result is as it is
+LOOK_SHARE = 0.2  # of the search's time, for finding out why its result is as it is
+INTERRUPTED = "an interrupt ended the look into the result"
 FORECAST_S = 10.0  # for holding each weight's prediction against measurement
 
 
@@ -46,16 +48,20 @@ def hand_over(
 ) -> Record:
     """The result and its proof in the folder, all at once."""
     forecast = None if cut else _forecast(bench, outcome)
+    cut = cut or ("interrupt" if INTERRUPTED in bench.warnings else "")
     diagnosis = None if cut else _diagnosis(bench, tried, outcome, forecast, source, begin)
     staged, chosen = work / "result", outcome.trial.candidate.plan
+    artifact = staged / ("model.goss" if bench.select.packed else "model.onnx")
     deliver(outcome.trial.path or bench.path, staged / "model.onnx", ours=outcome.trial.path is not None)
     # the very file that is handed over, whichever it is
     bench.select.runtime.open_session(staged / "model.onnx", bench.target.threads)
+    if bench.select.packed:
+        pack_file(staged / "model.onnx", artifact)
     if source.path is None:  # leave the file that the result was held against
         deliver(bench.path, staged / "original.onnx")
     calibration = replace(bench.calibration, data=seen_from(folder, bench.calibration.data))
     write_file(staged / "plan.yaml", replace(chosen, calibration=calibration).to_yaml().encode())
-    record = _record(bench, tried, cut, outcome, diagnosis, forecast, staged / "model.onnx", folder, begin)
+    record = _record(bench, tried, cut, outcome, diagnosis, forecast, artifact, folder, begin)
     write_file(staged / "record.json", record.to_json())
     write_report(record, staged / "report.html")
     publish(staged, folder)
@@ -76,9 +82,11 @@ def _forecast(bench: Bench, outcome: Outcome) -> Forecast | None:
         few, snr_db = bench.select.samples.first(SAMPLES), outcome.facts.accuracy.snr_db
         budget_s = min(FORECAST_S, left_s)
         return forecast_of(predicted, bench.gains, before, bench.evidence, few, snr_db, budget_s)
-    except (Exception, KeyboardInterrupt) as error:  # what was expected of a result must never cost the result
-        bench.say(f"predictions were not checked: {error or 'interrupted'}")
-        return None
+    except KeyboardInterrupt:
+        bench.warnings.append(INTERRUPTED)
+    except Exception as error:  # what was expected of a result must never cost the result
+        bench.say(f"predictions were not checked: {error}")
+    return None
 
 
 def _diagnosis(
@@ -108,9 +116,11 @@ def _diagnosis(
         slow = any(step.config.get("sequential") for step in chosen.steps)  # each move would be solved anew
         blames = () if slow else find_blame(bench, chosen, look_s / 2)
         return diagnose(case, bench.model, bench.evidence, bench.memo, bench.select, blames, min(5.0, look_s / 2))
-    except (Exception, KeyboardInterrupt) as error:  # what is known of a result must never cost the result
-        bench.say(f"the look into the result ended early: {error or 'interrupted'}")
-        return None
+    except KeyboardInterrupt:
+        bench.warnings.append(INTERRUPTED)
+    except Exception as error:  # what is known of a result must never cost the result
+        bench.say(f"the look into the result ended early: {error}")
+    return None
 
 
 def _words(bench: Bench) -> str:
@@ -144,7 +154,7 @@ def _record(
     flattered = () if outcome.unbiased else ("accuracy",)
     return Record(
         met=meets(facts, bench.budget),
-        artifact=str(folder / "model.onnx"),
+        artifact=str(folder / artifact.name),
         accuracy=facts.accuracy,
         bytes=Bytes(facts.bytes.original, size_bytes(artifact)),
         latency_ms=facts.latency_ms,
@@ -167,7 +177,7 @@ def _record(
         energy=_energy(bench.model, artifact, bench.select),
         warnings=tuple(filter(None, [advice, out_of_time, *bench.warnings, *outcome.warnings])),
         notes=(*bench.notes, *chosen.notes),
-        interrupted=cut == "interrupt" or not outcome.verified,
+        interrupted=cut == "interrupt" or not outcome.verified or INTERRUPTED in bench.warnings,
         gossamer=gossamer.__version__,
         max_bytes=bench.budget.size_limit(facts.bytes.original),
         max_latency_ratio=bench.budget.max_latency_ratio,

@@ -79,7 +79,10 @@ Drop = Annotated[
     float,
     typer.Option(parser=fraction, metavar="FRACTION", help="Largest allowed fall of the metric, absolute: 1% or 0.01."),
 ]
-Minimize = Annotated[Literal["latency", "size"], typer.Option(help="What the result should be best in.")]
+Minimize = Annotated[
+    Literal["latency", "size", "download"],
+    typer.Option(help="What the result should be best in; download: the bytes of its archive, model.goss."),
+]
 MaxSize = Annotated[
     Any,
     typer.Option(

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from gossamer.arith.float_target import target
 from gossamer.arith.forms import Dense, floats_of
-from gossamer.arith.moments import Moments, loss, stacked
+from gossamer.arith.moments import Moments, stacked
 from gossamer.constraints.contract import Constraint, as_text
 from gossamer.constraints.shared import Shared
 from gossamer.errors import CandidateError, DataError
@@ -32,6 +32,7 @@ from gossamer.solvers import nearest, second_order
 from gossamer.solvers.contract import Solved
 
 Solver = Literal["second_order", "nearest"]
+NO_RATE = "the solver nearest knows no loss to weigh bits against; take second_order, or leave the rate out"
 Uses = Mapping[ir.Value, Sequence[WeightMatrix]]
 
 
@@ -49,7 +50,6 @@ def solve_all(
     solver: Solver,
     evidence: Evidence | None,
     sequential: bool,
-    rate: float,
     is_stored: Callable[[ir.Value, Solved], bool],
 ) -> dict[ir.Value, Answer]:
     """Every weight in its constraint.
@@ -58,7 +58,6 @@ def solve_all(
         model: with these weights, by name; it is not changed.
         uses: who reads each weight. Those that are to be one weight have equal shapes, see `alike`.
         aims: the constraint of each.
-        rate: noise over signal of a layer's output that one bit is worth, see `second_order.solve`.
         is_stored: whether a form will stand in the network: in sequence, later layers must see what really stands
             there.
 
@@ -78,11 +77,11 @@ def solve_all(
             weight, use = names[name], uses[names[name]][0]
             w_GOK, known = matrix_of(use), moments.get(name)
             if known is not None and known.source == "samples" and evidence is not None and not sequential:
-                solved = solved_once(evidence, model, name, w_GOK, aims[weight], known, use.k_shape, rate)
+                solved = solved_once(evidence, model, name, w_GOK, aims[weight], known, use.k_shape)
             else:
                 drift = drifts.pop(name, None)
                 aimed_GOK = w_GOK if drift is None else target(w_GOK, *drift).w_GOK
-                solved = _solved(aimed_GOK, aims[weight], known, use.k_shape, rate)
+                solved = second_order.solve(aimed_GOK, aims[weight], known, use.k_shape)
             answers[weight] = Answer(solved, "" if known is None else known.source)
             if sequential and is_stored(weight, solved):
                 _replace(trial, weight, use, solved)
@@ -101,27 +100,10 @@ def solved_once(
     constraint: Constraint,
     moments: Moments | None,
     k_shape: tuple[int, ...] = (),
-    rate: float = 0.0,
 ) -> Solved:
     """The least loss, found once for all that ask for it: who allocates, the pass, and who checks predictions."""
-    key = (weight, as_text(constraint), rate)
-    return evidence.once(model, key, lambda: _solved(w_GOK, constraint, moments, k_shape, rate))
-
-
-def rate_obstacle(constraint: Constraint, solver: Solver, rate: float) -> str:
-    """Why bits cannot be weighed against loss, or ""."""
-    if rate and solver == "nearest":
-        return "the solver nearest knows no loss to weigh bits against; take second_order, or rate 0"
-    return second_order.rate_obstacle(rate, constraint)
-
-
-def _solved(
-    w_GOK: np.ndarray, constraint: Constraint, moments: Moments | None, k_shape: tuple[int, ...], rate: float
-) -> Solved:
-    """With the rate in the loss's own unit."""
-    known = rate and moments is not None and not second_order.obstacle_in(moments)
-    worth = rate * float(loss(w_GOK, moments).sum()) if known and moments is not None else 0.0
-    return second_order.solve(w_GOK, constraint, moments, k_shape, worth)
+    key = (weight, as_text(constraint))
+    return evidence.once(model, key, lambda: second_order.solve(w_GOK, constraint, moments, k_shape))
 
 
 def matrix_of(use: WeightMatrix) -> np.ndarray:

@@ -12,7 +12,7 @@ import msgspec
 
 from gossamer.blame import Timed, blame
 from gossamer.errors import CandidateError, GossamerError, OptionError, OutputError
-from gossamer.gate import Baseline, baseline, judge, meets, unchanged
+from gossamer.gate import Baseline, baseline, judge, meets, open_timed, unchanged
 from gossamer.hastening import Measured, hasten, time_layers
 from gossamer.journal import Entry, Journal
 from gossamer.measuring.evidence import Evidence
@@ -32,12 +32,13 @@ from gossamer.planning.candidates import CLEAN, propose
 from gossamer.planning.choice import finalists, leader, rank, shortfall
 from gossamer.planning.features import features
 from gossamer.planning.guard import culprits, fewest, raised, to_mend, worth_mending
+from gossamer.planning.limits import Attempt
 from gossamer.planning.priced import Place
 from gossamer.planning.refinement import correct_in_order, refine, round_by_loss
-from gossamer.shrinking import shrink, weigh
+from gossamer.shrinking import shrink, weigh, weigh_archives
 
 BLAME_S = 60.0  # seconds for finding the layers to blame
-FINAL = Timing(budget_s=4.0, precision=0.005)  # of all that may be returned, in one race
+FINAL = Timing(budget_s=4.0, precision=0.01)  # of all that may be returned, in one race
 ROOM_BYTES = 2_000_000_000  # of files that are open at once
 
 
@@ -124,13 +125,13 @@ def try_all(bench: Bench) -> tuple[list[Trial], str]:
         weight_bits = 7 if sums_in_16_bits(bench.target) else 8
         for plan in propose(found, bench.select.runtime, aim, weight_bits):
             tried.extend(_try(plan, bench, tried))
-        for plan in refine(found, [trial.candidate for trial in tried], aim):
+        for plan in refine(found, [trial.candidate for trial in tried], bench.budget):
             tried.extend(_try(plan, bench, tried))
         _guard(bench, tried)
         for finish in (round_by_loss, correct_in_order):
-            for plan in finish(found, [trial.candidate for trial in tried], aim):
+            for plan in finish(found, [trial.candidate for trial in tried], bench.budget):
                 tried.extend(_try(plan, bench, tried))
-        if aim == "size" or not any(trial.candidate.met for trial in tried):
+        if aim != "latency" or not any(trial.candidate.met for trial in tried):
             _shrink(bench, tried)
         if bench.budget.max_latency_ratio is not None and not any(trial.candidate.met for trial in tried):
             _hasten(bench, tried)
@@ -167,7 +168,7 @@ def verify_best(bench: Bench, tried: list[Trial]) -> Outcome:
     trials = {trial.candidate.plan.name: trial for trial in tried}
     ranked = [trials[candidate.plan.name] for candidate in rank([t.candidate for t in tried], bench.budget)]
     try:
-        original = baseline(bench.select.opened, bench.path, bench.verify, bench.metric)
+        original = baseline(bench.select.opened, bench.path, bench.verify, bench.metric, bench.select.packed)
         return _first_that_holds(ranked, original, bench)
     except KeyboardInterrupt:
         bench.say("interrupted: the figures are those of the samples that chose")
@@ -306,23 +307,25 @@ def _guard(bench: Bench, tried: list[Trial]) -> None:
 
 
 def _shrink(bench: Bench, tried: list[Trial]) -> None:
-    """Bits for every weight from one limit, where size is the aim, or where nothing so far is within the limits."""
-    full_bytes = bench.select.size_bytes
+    """Bits for every weight from one limit, where bytes are the aim, or where nothing so far is within the limits."""
+    full_bytes, aim = bench.select.size_bytes, bench.budget.minimize
     limit_bytes = bench.budget.size_limit(full_bytes)
-    if bench.budget.minimize != "size" and limit_bytes is None:
+    if aim == "latency" and limit_bytes is None:
         return
     if perf_counter() > bench.deadline:
         raise TimeUp
     bench.say("weighing what every weight could become")
 
-    def attempt(plan: Plan) -> bool | None:
+    def attempt(plan: Plan) -> Attempt | None:
         trial = _added(plan, bench, tried)
-        return None if trial is None else trial.candidate.met
+        facts = None if trial is None else trial.candidate.facts
+        return None if trial is None or facts is None else Attempt(facts.bytes.result, trial.candidate.met)
 
     try:
-        found = weigh(bench.model, bench.evidence, bench.memo, (bench.deadline - perf_counter()) / 3)
+        look = weigh_archives if aim == "download" else weigh
+        found = look(bench.model, bench.evidence, bench.memo, (bench.deadline - perf_counter()) / 3)
         bench.gains.update({entry.weight: entry.gain for entry in found.entries})
-        shrink(found, full_bytes, limit_bytes, bench.budget.minimize == "size", attempt)
+        shrink(found, full_bytes, limit_bytes, aim != "latency", attempt)
     except GossamerError as error:  # a limit out of reach costs nothing that is finished
         bench.say(str(error))
         bench.warnings.append(str(error))
@@ -375,7 +378,7 @@ def _race(bench: Bench, tried: list[Trial]) -> list[Trial]:
         raise TimeUp
     bench.say(f"timing the {len(paths)} fastest in one race")
     threads = bench.target.threads
-    sessions = {name: bench.select.runtime.open_session(path, threads) for name, path in paths.items()}
+    sessions = {name: open_timed(path, bench.select).session for name, path in paths.items()}
     times = race({"": bench.select.session, **sessions}, bench.select.feeds, threads, FINAL)
     return [_timed(trial, times, bench) for trial in tried]
 

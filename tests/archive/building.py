@@ -9,7 +9,7 @@ from zlib import crc32
 
 import numpy as np
 
-from gossamer.archive.reader import FILTERS, MAGIC, TOP, VERSION, frequencies, read_header
+from gossamer.archive.reader import FEW, FILTERS, MAGIC, TOP, VERSION, frequencies, read_header
 
 QUICK = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 16}]  # what any reader of larger ones reads too
 
@@ -23,6 +23,53 @@ class Stream(NamedTuple):
     planes: tuple[bytes, ...]
     chunks: tuple[tuple[bytes, int], ...]
     values: bytes = b""
+
+
+class Kernels(NamedTuple):
+    """A filter: the stage of each tap, weights by tap and other tap in sixteenths, and thresholds."""
+
+    stages: tuple[int, ...]
+    weights: dict[tuple[int, int], int]
+    thresholds: tuple[int, ...] = ()
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """Taps and those of earlier stages, in the order of the format."""
+        taps = range(len(self.stages))
+        return [(tap, other) for tap in taps for other in taps if self.stages[other] < self.stages[tap]]
+
+    def written(self) -> bytes:
+        weights = bytes(self.weights.get(pair, 0) % 256 for pair in self.pairs())
+        found = number(len(self.stages)) + numbers(*self.stages) + weights
+        return found + number(len(self.thresholds)) + numbers(*self.thresholds)
+
+    def sums(self, symbols: Sequence[int], alphabet: int) -> list[int]:
+        """What is foretold of each symbol, in sixteenths, by those of its kernel."""
+        size, half = len(self.stages), alphabet // 2
+        found = []
+        for at in range(len(symbols)):
+            start, tap = at - at % size, at % size
+            before = [other for one, other in self.pairs() if one == tap]
+            found.append(sum(self.weights.get((tap, o), 0) * (symbols[start + o] - half) for o in before))
+        return found
+
+    def coded(self, symbols: Sequence[int], alphabet: int) -> list[int]:
+        """Symbols as they are coded."""
+        pairs = zip(symbols, self.sums(symbols, alphabet), strict=True)
+        if self.thresholds:
+            return [(-one if total < 0 else one) % alphabet for one, total in pairs]
+        return [(one - (total + 8) // 16) % alphabet for one, total in pairs]
+
+    def lifts(self, symbols: Sequence[int], alphabet: int) -> list[int]:
+        """How far each is lifted above the class of its row and column."""
+        return [sum(abs(total) >= each for each in self.thresholds) for total in self.sums(symbols, alphabet)]
+
+    def order(self, count: int) -> list[list[int]]:
+        """Of so many symbols, those of each stage, tap by tap."""
+        size = len(self.stages)
+        return [
+            [at for tap in range(size) if self.stages[tap] == stage for at in range(tap, count, size)]
+            for stage in sorted(set(self.stages))
+        ]
 
 
 class Opened(NamedTuple):
@@ -51,9 +98,14 @@ def numbers(*values: int) -> bytes:
     return b"".join(map(number, values))
 
 
-def classed(width: int, row: int, column: int, base: int, classes: int, shift: int = 0) -> bytes:
+def classed(width: int, row: int, column: int, base: int, classes: int, shift: int = 0, filter: int = 0) -> bytes:
     """A plane of coding 2."""
-    return numbers(2, width, row, column, base, classes) + signed(shift)
+    return numbers(2, width, row, column, base, classes) + signed(shift) + number(filter)
+
+
+def spelled(skeleton: bytes) -> bytes:
+    """Without phrases: bytes from 192 on take two."""
+    return b"".join(bytes([byte]) if byte < 192 else bytes([255, byte - 192]) for byte in skeleton)
 
 
 def coded(parts: Sequence[tuple[Sequence[int], np.ndarray]]) -> bytes:
@@ -88,17 +140,18 @@ def archive_of(
     base: bytes = b"",
     slope: int = 16,
     coarse: int = 1,
+    filters: Sequence[Kernels] = (),
 ) -> Opened:
-    """Cuts as rule 6 has them, tables as alphabet, first symbol and entries."""
+    """Cuts one by one, tables as alphabet, first symbol and entries, the skeleton as it is."""
     index = number(len(tables)) + b"".join(numbers(size, first, len(entries)) for size, first, entries in tables)
-    index += numbers(slope, coarse, len(streams))
+    index += numbers(slope, coarse, len(filters)) + b"".join(one.written() for one in filters) + number(len(streams))
     for stream in streams:
         index += numbers(stream.kind, stream.unit, stream.low)
-        if stream.kind == 5:
+        if stream.kind == FEW:
             index += number(len(stream.values) // stream.unit) + stream.values
         index += number(len(stream.planes)) + b"".join(stream.planes)
-        index += number(len(stream.chunks)) + b"".join(number(size) for _, size in stream.chunks)
-    index += number(len(cuts)) + b"".join(numbers(*cut) for cut in cuts) + skeleton
+        index += number(len(stream.chunks))
+    index += number(len(cuts)) + b"".join(number(cut[place]) for place in range(4) for cut in cuts) + spelled(skeleton)
     chunks = [chunk for stream in streams for chunk in stream.chunks]
     entries = [entry for _, _, entries in tables for entry in entries]
     model_bytes = len(skeleton) + sum(size for _, size in chunks)

@@ -84,6 +84,7 @@ def test_an_update_is_small_and_needs_its_base(tmp_path: Path) -> None:
     whole = gossamer.pack_file(new, tmp_path / "new.goss")
     update = gossamer.pack_file(new, tmp_path / "update.goss", tmp_path / "old.goss")
     assert update.bytes.archive < 0.2 * whole.bytes.archive
+    assert update.base_saved == whole.bytes.archive - update.bytes.archive
     for base in ("old.goss", "old.onnx"):
         gossamer.unpack_file(tmp_path / "update.goss", tmp_path / "back.onnx", tmp_path / base)
         assert (tmp_path / "back.onnx").read_bytes() == new.read_bytes()
@@ -92,6 +93,14 @@ def test_an_update_is_small_and_needs_its_base(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="the one given begins"):
         gossamer.unpack_file(tmp_path / "update.goss", tmp_path / "x.onnx", tmp_path / "new.goss")
     assert gossamer.inspect_archive(tmp_path / "update.goss", old).base
+
+
+def test_a_base_that_does_not_help_is_not_needed(tmp_path: Path) -> None:
+    old, new = (written(tmp_path / f"{at}.onnx", RNG.normal(size=(100, 80)).astype(np.float32)) for at in range(2))
+    facts = gossamer.pack_file(new, tmp_path / "m.goss", old)
+    assert facts.base_saved == 0 and not gossamer.inspect_archive(tmp_path / "m.goss").base
+    gossamer.unpack_file(tmp_path / "m.goss", tmp_path / "back.onnx")
+    assert (tmp_path / "back.onnx").read_bytes() == new.read_bytes()
 
 
 def written(path: Path, weight: np.ndarray) -> Path:

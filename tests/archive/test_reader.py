@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.archive.building import Stream, archive_of, classed, closed, coded, table
+from tests.archive.building import Kernels, Stream, archive_of, classed, closed, coded, table
 
 from gossamer.archive import reader
-from gossamer.archive.reader import FEW, FLOATS, INTEGERS, LZMA, PLANES, STORED, WORDS, Words, frequencies, unpack
+from gossamer.archive.reader import FEW, FLOATS, INTEGERS, PLANES, WORDS, Words, frequencies, unpack
 from gossamer.archive.tables import Decoder, Encoder
 from gossamer.errors import ArchiveError
 
@@ -44,7 +44,7 @@ def test_there_is_an_old_archive_of_every_kind() -> None:
     for path in FIXTURES.glob("*.goss"):
         data = path.read_bytes()
         kinds |= {stream.kind for stream in reader.read_index(data, reader.read_header(data)).streams}
-    assert kinds == {STORED, LZMA, INTEGERS, WORDS, FLOATS, FEW, PLANES}
+    assert kinds == {INTEGERS, WORDS, FLOATS, FEW, PLANES}
 
 
 def test_frequencies_are_whole_numbers_that_can_be_written_down() -> None:
@@ -118,6 +118,73 @@ def test_rows_and_columns_of_classes() -> None:
         assert unpack(data, decoder=decoder) == b"<" + bytes([0, 1, 3, 3, 2, 0] * 2) + b">"
 
 
+@st.composite
+def kernels(draw: st.DrawFn) -> Kernels:
+    """Filters of up to nine taps, with weights up to the largest."""
+    stages = tuple(draw(st.lists(st.integers(0, 4), min_size=1, max_size=9)))
+    weight = st.one_of(st.integers(-20, 20), st.sampled_from((-128, 127, 0)))
+    found = Kernels(stages, {})
+    weights = {pair: draw(weight) for pair in found.pairs()}
+    return found._replace(weights=weights, thresholds=tuple(draw(st.lists(st.integers(1, 60), max_size=4))))
+
+
+@given(kernels(), st.sampled_from((1, 2, 4, 8)), st.integers(8, 9), st.randoms(use_true_random=False), st.booleans())
+def test_kernels_of_any_filter(one: Kernels, bits: int, rows: int, random: Random, planes: bool) -> None:
+    """Differences, or folded codes in the classes of row and column that what is foretold lifts."""
+    size, alphabet = len(one.stages), 1 << bits
+    width = 8 * size
+    values = [random.randrange(alphabet) for _ in range(rows * width)]
+    shapes = [(alphabet, 0, [random.randrange(385) for _ in range(alphabet)]) for _ in range(3)] + [(3, 0, [384] * 3)]
+    tables = [table(*shape) for shape in shapes]
+    row, column = ([random.randrange(3) for _ in range(count)] for count in (rows, width))
+    lifts, codes = one.lifts(values, alphabet), one.coded(values, alphabet)
+    of_class = [min(max(row[at // width] + column[at % width] + lifts[at] - 1, 0), 2) for at in range(len(values))]
+    parts = [(row, tables[3]), (column, tables[3])]
+    for stage in one.order(len(values)) if one.thresholds else [list(range(len(values)))]:
+        parts += [([codes[at] for at in stage if of_class[at] == each], tables[each]) for each in range(3)]
+    kind, low = (PLANES if planes else INTEGERS), random.randrange(alphabet)
+    plane = classed(width, 4, 4, 1, 3, 1, 1)
+    stream = Stream(kind, bits, low, (plane,), ((coded(parts), len(values) * bits // 8),))
+    plain = Stream(kind, bits, low, (RAW,), ((bytes(values), len(values) * bits // 8),))
+    cut = [(0, len(values) * bits // 8, 0, 0)]
+    wanted = unpack(closed(archive_of([plain], cut, b"")))
+    data = closed(archive_of([stream], cut, b"", shapes, filters=[one]))
+    assert all(unpack(data, decoder=decoder) == wanted for decoder in DECODERS)
+
+
+def test_a_filter_by_hand() -> None:
+    """Kernels of two; of the second 1 3/16 times the first, from the middle, is taken: 24/16 and -171/16 are 2, -11."""
+    filter = Kernels((0, 1), {(1, 0): 19})
+    shape = (256, 0, [384] * 256)
+    words = coded([([130, 10, 119, 10], table(*shape))])
+    stream = Stream(INTEGERS, 8, 0, (classed(1, 0, 0, 1, 1, 0, 1),), ((words, 4), (words, 4)))
+    data = closed(archive_of([stream], [(0, 8, 0, 0)], b"", [shape], filters=[filter]))
+    assert unpack(data) == bytes([130, 12, 119, 255] * 2)
+    filter = filter._replace(thresholds=(20,))  # 38 and -171 are as large: class 1; the second is turned
+    words = coded([([130, 119], table(*shape)), ([100, 100], table(*shape))])
+    stream = stream._replace(planes=(classed(1, 0, 0, 1, 2, 0, 1),), chunks=((words, 4), (words, 4)))
+    data = closed(archive_of([stream], [(0, 8, 0, 0)], b"", [shape, shape], filters=[filter]))
+    assert unpack(data) == bytes([130, 100, 119, 156] * 2)
+
+
+def test_phrases_are_these() -> None:
+    whole = archive_of([], [], b"")
+    for at, phrase in enumerate(reader.PHRASES):
+        spelled = whole._replace(index=whole.index + bytes([65, 192 + at, 255, at]), model_bytes=len(phrase) + 2)
+        assert unpack(closed(spelled)) == b"A" + phrase + bytes([192 + at])
+    assert len(reader.PHRASES) == 63 and max(b"".join(reader.PHRASES)) < 192
+    assert sha256(b"|".join(reader.PHRASES)).hexdigest()[:16] == "02c03deae037ab59"
+    every = bytes(range(256))
+    assert unpack(closed(archive_of([], [], every))) == every
+
+
+def test_bit_planes_of_several_chunks_lie_one_behind_the_other() -> None:
+    parts = [bytes([0, 1, 2, 3, 4, 5, 6, 7]), bytes([7] * 16)]
+    stream = Stream(PLANES, 3, 0, (RAW,), tuple((part, len(part) * 3 // 8) for part in parts))
+    data = closed(archive_of([stream], [(0, 9, 0, 0)], b""))
+    assert unpack(data) == bytes([0b10101010, 255, 255, 0b11001100, 255, 255, 0b11110000, 255, 255])
+
+
 @pytest.mark.parametrize(
     ("stream", "wanted"),
     [
@@ -131,7 +198,7 @@ def test_rows_and_columns_of_classes() -> None:
         (Stream(WORDS, 2, 0, (b"\1\7", RAW), ((b"\4\1\2\3\4", 8),)), bytes([1, 7, 2, 7, 3, 7, 4, 7])),
         (Stream(FLOATS, 2, 1, (RAW, RAW), ((b"\2\1\x80\0\2\3\0", 8),)), bytes.fromhex("0000 0081 c001 0000")),
         (Stream(FEW, 3, 0, (RAW,), ((b"\1\0\1", 9),), b"abcdef"), b"defabcdef"),
-        (Stream(STORED, 1, 0, (), ((b"12345678", 8), (b"9", 1))), b"123456789"),
+        (Stream(WORDS, 1, 0, (RAW,), ((b"12345678", 8), (b"9", 1))), b"123456789"),
     ],
 )
 def test_kinds_of_streams_by_hand(stream: Stream, wanted: bytes) -> None:
@@ -150,7 +217,7 @@ def test_a_base_is_added_number_by_number() -> None:
 
 
 def test_parts_of_a_large_tensor_come_one_by_one() -> None:
-    stream = Stream(STORED, 1, 0, (), tuple((bytes([at]) * 10, 10) for at in range(5)))
+    stream = Stream(WORDS, 1, 0, (RAW,), tuple((bytes([at]) * 10, 10) for at in range(5)))
     data = closed(archive_of([stream], [(0, 25, 0, 0), (0, 25, 0, 0)], b"end"))
     pieces = list(reader.parts(data))
     assert b"".join(pieces) == unpack(data)

@@ -217,6 +217,62 @@ def test_chunks_of_every_kind_come_back(data_type: int, look: str, monkeypatch: 
     comes_back(new, old)
 
 
+def smooth(rng: np.random.Generator, shape: tuple[int, ...], spread: float) -> np.ndarray:
+    """Kernels whose places are alike."""
+    found: np.ndarray = rng.normal(0, 1, shape) + 1.5 * rng.normal(0, 1, (*shape[:2], 1, 1))
+    return found * spread * np.exp(rng.normal(0, 0.3, (shape[0], 1, 1, 1)))
+
+
+@pytest.mark.parametrize("chunk", [1 << 22, 3000])
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("shape", [(40, 30, 3, 3), (700, 1, 5, 5), (50, 24, 1, 7), (60, 90, 1, 3)])
+def test_kernels_foretell_each_other(
+    shape: tuple[int, ...], sparse: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gossamer.archive.pack.CHUNK_BYTES", chunk)
+    values = smooth(np.random.default_rng(9), shape, 12)
+    values = np.where(np.abs(values) < 20, 0, values / 4) if sparse else values
+    steps = np.clip(np.round(values), -128, 127).astype(np.int8)
+    size, count = steps.size // 8 * 8, steps.shape[0]
+    bits = np.clip(np.round(values / 6), -4, 3).astype(np.int64).reshape(-1)[:size] + 4
+    planes = np.packbits((bits >> np.arange(3)[:, None] & 1).astype(np.uint8), axis=1, bitorder="little")
+    flat = np.array([count, steps.size // count])
+    model = model_of(
+        tensor("conv", TensorProto.INT8, shape, steps.tobytes()),
+        tensor("odd_planes", TensorProto.UINT8, (3, planes.shape[1], 1), planes.tobytes()),
+        tensor("odd_shape", TensorProto.INT64, (2,), flat.tobytes()),
+    )
+    index = held(comes_back(model))
+    plane = index.streams[0].planes[0]
+    assert plane.filter and bool(index.filters[plane.filter - 1].thresholds) == sparse
+    plain = model_of(tensor("flat", TensorProto.INT8, (steps.size,), steps.tobytes()))
+    alone = model_of(tensor("conv", TensorProto.INT8, shape, steps.tobytes()))
+    assert len(pack(alone).data) < 0.99 * len(pack(plain).data)
+
+
+def test_filters_are_not_used_where_kernels_say_nothing() -> None:
+    values = np.clip(np.round(np.random.default_rng(10).normal(0, 20, (40, 30, 3, 3))), -128, 127).astype(np.int8)
+    index = held(comes_back(model_of(tensor("w", TensorProto.INT8, values.shape, values.tobytes()))))
+    assert not index.filters
+
+
+def test_small_kernels_of_one_size_are_put_together() -> None:
+    rng = np.random.default_rng(11)
+    tensors = [
+        tensor(
+            f"{kernel}{at}",
+            TensorProto.INT8,
+            shape,
+            np.round(smooth(rng, shape, 10)).clip(-127, 127).astype(np.int8).tobytes(),
+        )
+        for at in range(6)
+        for kernel in (3, 5)
+        for shape in [(60, 1, kernel, kernel)]
+    ]
+    index = held(comes_back(model_of(*tensors)))
+    assert len(index.streams) == 2 and {len(one.taps) for one in index.filters} == {9, 25}
+
+
 def test_floats_that_are_not_raw_come_back() -> None:
     values = np.random.default_rng(4).normal(0, 1, 5000).astype(np.float32)
     model = model_of(helper.make_tensor("w", TensorProto.FLOAT, (50, 100), values.tolist()))

@@ -80,7 +80,7 @@ def test_the_compiled_coder_and_the_readers_agree(symbols: list[int], seed: int)
 @pytest.mark.parametrize("scale", [2.0, 12.0, 60.0])
 def test_smoothed_tables_cost_less_in_all_than_counts_as_they_are(total: int, scale: float) -> None:
     counts = bell(256, scale, total)
-    plain, smooth = written(counts, 2), written(smoothed(counts[None], 2)[0], 2)
+    plain, smooth = written(counts, 2), written(smoothed([counts], 2)[0], 2)
     cost = [
         8 * len(coded_tables([table], 2)[1]) + float((counts * code_lengths(table)).sum()) for table in (plain, smooth)
     ]
@@ -107,7 +107,7 @@ def test_the_fit_is_the_best_of_all_tables() -> None:
 def test_symbols_between_others_that_never_occur_cost_nothing() -> None:
     counts = np.zeros(256, np.int64)
     counts[::2] = np.random.default_rng(1).integers(80, 120, 128)
-    table = written(smoothed(counts[None], 2)[0], 2)
+    table = written(smoothed([counts], 2)[0], 2)
     bits = float((counts * code_lengths(table)).sum())
     assert bits < counts.sum() * 7.02  # 128 symbols, nearly alike
     assert len(coded_tables([table], 2)[1]) < 150
@@ -115,5 +115,5 @@ def test_symbols_between_others_that_never_occur_cost_nothing() -> None:
 
 def test_counts_of_one_symbol_and_of_none_make_tables() -> None:
     one = np.array([0, 0, 7])
-    assert restored(written(smoothed(one[None], 2)[0], 2))[2] == (1 << PRECISION) - 2
+    assert restored(written(smoothed([one], 2)[0], 2))[2] == (1 << PRECISION) - 2
     assert restored(written(np.zeros(3), 2)).sum() == 1 << PRECISION

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,14 +13,25 @@ def moments(seed: int, k: int, rows: int) -> Moments:
     return Moments((x_NK.T @ x_NK / rows)[None], None, rows, rows=rows)
 
 
-@given(st.integers(0, 99), st.integers(1, 12), st.integers(1, 40))
-def test_shrinking_keeps_the_diagonal_and_opens_every_direction(seed: int, k: int, rows: int) -> None:
-    seen = moments(seed, k, rows)
-    h_KK, shrunk_KK = (np.asarray(each.h_GKK)[0] for each in (seen, for_others(seen)))
-    assert np.array_equal(np.diagonal(shrunk_KK), np.diagonal(h_KK))
-    off = ~np.eye(k, dtype=bool)
-    assert np.allclose(shrunk_KK[off], h_KK[off] * 3 * rows / (k + 3 * rows))
-    assert np.linalg.eigvalsh(shrunk_KK)[0] >= h_KK.diagonal().min() * k / (k + 3 * rows) * (1 - 1e-9)
+@given(st.integers(0, 99), st.integers(1, 12), st.integers(1, 40), st.integers(1, 50))
+def test_shrinking_keeps_the_energy_and_opens_every_direction(seed: int, k: int, samples: int, each: int) -> None:
+    seen = moments(seed, k, samples)._replace(rows=samples * each)
+    h_KK, shrunk_KK = (np.asarray(one.h_GKK)[0] for one in (seen, for_others(seen)))
+    assert np.trace(shrunk_KK) == pytest.approx(np.trace(h_KK))
+    off, known = ~np.eye(k, dtype=bool), 3 * samples * each**0.5
+    assert np.allclose(shrunk_KK[off], h_KK[off] * known / (k + known) * samples / (samples + 3))
+    order = np.argsort(np.diagonal(h_KK))
+    assert np.all(np.diff(np.diagonal(shrunk_KK)[order]) >= 0)  # loud columns stay louder
+    assert np.linalg.eigvalsh(shrunk_KK)[0] > 0
+
+
+def test_a_silent_channel_may_speak_yet() -> None:
+    rng = np.random.default_rng(0)
+    h_G11 = rng.lognormal(size=(6, 1, 1))
+    h_G11[2] = 0
+    for samples, share in ((3, 0.5), (297, 0.01)):
+        found = np.asarray(for_others(Moments(h_G11, None, samples, rows=49 * samples)).h_GKK)
+        assert found[2, 0, 0] == pytest.approx(share * h_G11.mean())
 
 
 def test_rows_that_nobody_counted_change_nothing() -> None:

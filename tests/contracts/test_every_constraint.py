@@ -22,9 +22,14 @@ from gossamer.constraints.low_rank import LowRank
 from gossamer.errors import OptionError
 
 EXAMPLES = {
-    "grid": ["grid:4", "grid:2", "grid:8:tensor", "grid:3:asymmetric", "grid:5:group=4", "grid:16:asymmetric:group=2"],
+    "grid": [
+        *("grid:4", "grid:2", "grid:8:tensor", "grid:3:asymmetric", "grid:5:group=4", "grid:16:asymmetric:group=2"),
+        "grid:6:tensor:rate=1e-07",
+    ],
     "sparse": ["sparse:0.7", "sparse:2:4", "sparse:0.5:block=2x3", "sparse:0.0"],
-    "codebook": ["codebook:4", "codebook:2", "codebook:3:channel", "codebook:4:dimension=2"],
+    "codebook": [
+        *("codebook:4", "codebook:2", "codebook:3:channel", "codebook:4:dimension=2", "codebook:8:channel:rate=0.01"),
+    ],
     "low_rank": ["low_rank:1", "low_rank:2", "low_rank:0.8"],
     "shared": ["shared"],
     "composed": [

@@ -17,11 +17,13 @@ def scaled(factor: float, batch: str = "N") -> Model:
 
 
 @pytest.mark.parametrize("batch", ["N", "1", "2"])
-def test_noise_is_a_share_of_the_signal_of_all(batch: str) -> None:
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_noise_is_a_share_of_the_signal_of_all(batch: str, size: int, threads: int) -> None:
     x = np.array([[1, 0], [0, 2], [2, 0], [0, 0], [4, 0]], np.float32)
-    size = int(batch.replace("N", "1"))
-    expected = [{"y": x[start : start + size]} for start in range(0, len(x), size)]
-    noise_N = Judge(expected, samples_from_arrays({"x": x})).noise(scaled(1.5, batch))
+    rows = [np.arange(start, min(start + size, len(x))) for start in range(0, len(x), size)]
+    calls = [samples_from_arrays({"x": x}).take(part) for part in rows]
+    noise_N = Judge([{"y": x[part]} for part in rows], calls, threads).noise(scaled(1.5, batch))
     assert np.allclose(noise_N, 0.25 * np.square(x).sum(axis=1) / 25)
 
 

@@ -143,3 +143,13 @@ def test_the_calling_thread_is_pinned_meanwhile() -> None:
         assert len(os.sched_getaffinity(0)) == 1
     with latency.pinned(10_000):  # more than there are: all
         assert len(os.sched_getaffinity(0)) >= 1
+
+
+def test_idle_processors_are_looked_for_once_a_period(monkeypatch: pytest.MonkeyPatch) -> None:
+    naps: list[float] = []
+    monkeypatch.setattr(latency, "sleep", naps.append)
+    latency._idlest.cache_clear()
+    for period in (7, 7, 8):
+        assert len(latency._idlest(1, (0, 1), period)) == 1
+    assert len(naps) == 2
+    latency._idlest.cache_clear()

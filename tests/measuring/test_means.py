@@ -74,9 +74,25 @@ def test_outputs_over_the_limit_are_thinned_out(batch: str, limit: int) -> None:
     held = [outputs["pooled"] for outputs in calls.outputs.values()]
     assert len(held) == 1 or sum(array.nbytes for array in held) <= limit
     assert len(np.unique(np.diff(list(calls.outputs)))) <= 1
-    rows = calls.of(samples).rows
+    rows = np.concatenate([call.rows for call in calls.of(samples)])
+    assert [len(call) for call in calls.of(samples)] == [len(array) for array in held]
     assert len(rows) == 13 or limit < 10**6
     np.testing.assert_allclose(np.concatenate(held), x[rows].mean(axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_samples_that_do_not_meddle_go_together(threads: int) -> None:
+    model = parse(
+        "test (float[N,3,4] x) => (float[N,4] y) <int64[1] axis = {1}> { y = ReduceMean<keepdims=0>(x, axis) }"
+    )
+    x, calls = np.random.default_rng(0).normal(size=(70, 3, 4)).astype(np.float32), Kept(["y"])
+    even, odd = half_means(model, ["y"], samples_from_arrays({"x": x}), threads, calls)["y"]
+    assert [len(outputs["y"]) for outputs in calls.outputs.values()] == [32, 32, 6]
+    np.testing.assert_allclose(
+        np.concatenate([outputs["y"] for outputs in calls.outputs.values()]), x.mean(axis=1), atol=1e-6
+    )
+    assert even.samples == odd.samples == 35
+    np.testing.assert_allclose(even.mean_O, x[0::2].mean(axis=(0, 1)), atol=1e-6)
 
 
 def test_ragged_samples() -> None:

@@ -204,10 +204,8 @@ def test_one_step_is_the_steps_of_each_constraint_together(texts: list[str]) -> 
 def test_a_rate_trades_loss_for_bits_of_an_archive(text: str, sequential: bool) -> None:
     model, evidence = net(2, 32, samples=320)
     found = [
-        constrained(
-            model, text, evidence, sequential=sequential, rate=rate, form="cast" if "grid" in text else "fastest"
-        )
-        for rate in (0.0, 1e-5, 4e-5)
+        constrained(model, text + rate, evidence, sequential=sequential, form="cast" if "grid" in text else "fastest")
+        for rate in ("", ":rate=1e-5", ":rate=4e-5")
     ]
     sizes = [len(pack(to_bytes(one.model)).data) for one in found]
     losses = [sum(each.loss / each.zero_loss for each in one.predicted) for one in found]
@@ -216,12 +214,10 @@ def test_a_rate_trades_loss_for_bits_of_an_archive(text: str, sequential: bool) 
 
 def test_what_takes_no_rate_says_so() -> None:
     model, evidence = net(1)
-    with pytest.raises(OptionError, match="only grids and codebooks, sparse or not, take a rate; got low_rank:4"):
-        constrained(model, "low_rank:4", evidence, rate=1e-6)
+    with pytest.raises(OptionError, match="is no option of low_rank"):
+        constrained(model, "low_rank:4:rate=1e-6", evidence)
     with pytest.raises(OptionError, match="the solver nearest knows no loss to weigh bits against"):
-        constrained(model, "grid:4", evidence, rate=1e-6, solver="nearest")
-    with pytest.raises(OptionError, match="0 or more; got -1"):
-        constrained(model, "grid:4", evidence, rate=-1.0)
+        constrained(model, "grid:4:rate=1e-6", evidence, solver="nearest")
 
 
 def test_names_in_by_layer_are_checked_and_count_before_patterns() -> None:

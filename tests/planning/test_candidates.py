@@ -54,7 +54,7 @@ def test_features() -> None:
 
 
 @pytest.mark.parametrize("model", [cnn(), encoder()])
-@pytest.mark.parametrize("minimize", ["latency", "size"])
+@pytest.mark.parametrize("minimize", ["latency", "size", "download"])
 def test_every_proposed_step_is_a_sentence_the_passes_understand(model: Model, minimize: Minimize) -> None:
     for plan in propose(features(model), onnxruntime, minimize):
         for sentence in plan.steps:
@@ -125,6 +125,10 @@ def test_size_adds_float16() -> None:
     assert not any("float16" in name for name in by_name(propose(features(cnn()), onnxruntime, "latency")))
 
 
+def test_a_download_is_not_made_of_integers_between_layers() -> None:
+    assert [plan.name for plan in propose(features(cnn()), onnxruntime, "download")] == [ORIGINAL, "float"]
+
+
 def test_a_table_alone_is_worth_a_plan() -> None:
     model = parse("test (int64[N] rows) => (float[N,8] y) { y = Gather(table, rows) }", table=(30, 8))
     assert "dynamic int8" in by_name(propose(features(model), onnxruntime, "size"))
@@ -166,3 +170,14 @@ def test_recurrent_layers_are_stored_in_integers(fast: bool, form: str) -> None:
                 (cell,),
             )
         assert others <= set(plans) and ("int8 products" in plans) is ("int8 products" in others)
+
+
+def test_products_of_few_weights_behind_convolutions_are_not_worth_a_dynamic_plan() -> None:
+    """They do at most that share of the multiply-adds; but bytes they save as well as others."""
+    text = """test (float[N,3,8,8] x) => (float[N,2] y) {
+        a = Conv(x, w0)  p = GlobalAveragePool(a)  f = Flatten(p)  y = Gemm(f, w1) }"""
+    head = features(parse(text, w0=(64, 3, 3, 3), w1=(64, 1)))
+    assert head.product_share == pytest.approx(64 / (64 * 27 + 64))
+    assert "dynamic int8" not in by_name(propose(head, onnxruntime, "latency"))
+    assert "dynamic int8" in by_name(propose(head, onnxruntime, "size"))
+    assert features(encoder()).product_share == 1.0

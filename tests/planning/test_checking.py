@@ -14,7 +14,7 @@ from gossamer.nouns.prediction import Prediction
 from gossamer.nouns.samples import samples_from_arrays
 from gossamer.passes.contract import run_plan
 from gossamer.planning.checking import checked, forecast_of
-from gossamer.planning.ledger import ledger
+from gossamer.planning.ledger import each, ledger
 
 PLAN = Plan(
     "p",
@@ -31,7 +31,7 @@ def predicted() -> tuple[Prediction, ...]:
 
 def test_a_forecast_holds_every_weight_in_graph_order() -> None:
     known = evidence()
-    gain = {one.weight: one.gain for one in ledger(net(), known, [Grid(4), Grid(6)])}
+    gain = {one.weight: one.gain for one in ledger(net(), known, each([Grid(4), Grid(6)]))}
     told = forecast_of(predicted(), gain, net(), known, evidence(2).samples.first(64), 20.0)
     assert told is not None
     assert [(one.weight, one.constraint) for one in told.predictions] == [("a", "grid:6"), ("b", ""), ("c", "grid:4")]
@@ -95,7 +95,7 @@ def test_samples_that_do_not_run_cost_the_measurement_only() -> None:
 
 def test_what_is_measured_first_lies_spread() -> None:
     known = evidence()
-    every = predictions(ledger(net(), known, [Grid(bits) for bits in (2, 4, 8)]))
+    every = predictions(ledger(net(), known, each([Grid(bits) for bits in (2, 4, 8)])))
     ticks = iter([0.0] * 5 + [9.0] * 9)
     found = checked(every, net(), known, known.samples.first(8), 1.0, lambda: next(ticks))
     assert len({one.weight for one in found if one.measured_noise_ratio is not None}) == 3

@@ -14,7 +14,7 @@ from gossamer.nouns.model import Model
 from gossamer.nouns.prediction import Prediction
 from gossamer.nouns.samples import samples_from_arrays
 from gossamer.planning.checking import checked, heard
-from gossamer.planning.ledger import ESTIMATED, Entry, ledger
+from gossamer.planning.ledger import ESTIMATED, Entry, each, ledger
 
 CONSTRAINTS = [*(Grid(bits) for bits in (2, 3, 4, 6, 8)), Sparse(pattern=(2, 4))]
 
@@ -65,7 +65,7 @@ def predictions(entries: tuple[Entry, ...]) -> list[Prediction]:
 
 
 def test_every_weight_has_its_options_and_a_measured_gain() -> None:
-    entries = ledger(net(), evidence(), CONSTRAINTS)
+    entries = ledger(net(), evidence(), each(CONSTRAINTS))
     assert [(one.weight, one.nodes) for one in entries] == [("a", ("make h",)), ("b", ("make g",)), ("c", ("make y",))]
     for one in entries:
         assert [option.constraint for option in one.options] == [None, *CONSTRAINTS]
@@ -79,7 +79,7 @@ def test_every_weight_has_its_options_and_a_measured_gain() -> None:
 
 def test_predicted_noise_is_close_to_what_is_measured_on_other_samples() -> None:
     model, known = net(), evidence()
-    entries = ledger(model, known, CONSTRAINTS)
+    entries = ledger(model, known, each(CONSTRAINTS))
     found = checked(
         heard(predictions(entries), {one.weight: one.gain for one in entries}), model, known, evidence(2).samples
     )
@@ -91,7 +91,7 @@ def test_predicted_noise_is_close_to_what_is_measured_on_other_samples() -> None
 
 def test_without_time_losses_are_estimated_from_the_nearest_points() -> None:
     clock = itertools.count()  # a second at every look
-    entries = ledger(net(), evidence(), CONSTRAINTS, budget_s=3.0, clock=lambda: float(next(clock)))
+    entries = ledger(net(), evidence(), each(CONSTRAINTS), budget_s=3.0, clock=lambda: float(next(clock)))
     late = [one for one in entries if one.options[1].reason == ESTIMATED]
     assert late and len(late) < 3
     for one in late:
@@ -99,12 +99,12 @@ def test_without_time_losses_are_estimated_from_the_nearest_points() -> None:
 
 
 def test_nodes_that_are_skipped_stay_as_they_are() -> None:
-    assert [one.weight for one in ledger(net(), evidence(), CONSTRAINTS[:1], skip=["make h"])] == ["b", "c"]
+    assert [one.weight for one in ledger(net(), evidence(), each(CONSTRAINTS[:1]), skip=["make h"])] == ["b", "c"]
 
 
 def test_past_its_time_nothing_more_is_checked() -> None:
     model, known = net(), evidence()
-    entries = ledger(model, known, CONSTRAINTS[:1])
+    entries = ledger(model, known, each(CONSTRAINTS[:1]))
     ticks = iter([0.0, 0.0, 9.0])
     found = checked(predictions(entries), model, known, known.samples, 1.0, lambda: next(ticks))
     assert [one.measured_noise_ratio is not None for one in found] == [True, False, False]

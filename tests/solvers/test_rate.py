@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossamer.arith.entropy import entropy_bits
-from gossamer.arith.forms import floats_of
 from gossamer.arith.lattice import Lattice
 from gossamer.arith.moments import Moments, loss
-from gossamer.constraints.contract import constraint_from_text
+from gossamer.constraints.contract import as_text, constraint_from_text
 from gossamer.errors import OptionError
 from gossamer.solvers import nearest, round_grid, second_order, share_values
 from gossamer.solvers.code_lengths import choose, lagrangian, prices_of
@@ -37,8 +36,15 @@ def written(form):
 
 
 def worth(w, moments, share):
-    """A rate at which some bits a weight are worth a share of the output's energy."""
+    """The loss that one bit is worth where one bit a weight is worth a share of the output's energy."""
     return share * float(loss(w, moments).sum()) / w.size
+
+
+def at_rate(text, w, share):
+    """The constraint with the rate that says the same."""
+    found = constraint_from_text(f"{text}:rate={share / w.size!r}") if share else constraint_from_text(text)
+    assert as_text(found).startswith(text)
+    return found
 
 
 @settings(max_examples=25, deadline=None)
@@ -47,12 +53,12 @@ def worth(w, moments, share):
     seed=st.integers(0, 10_000),
     groups=st.integers(1, 2),
     samples=st.sampled_from([3, 60]),
-    share=st.sampled_from([1e-4, 1e-2, 1.0, 100.0]),
+    share=st.sampled_from([1e-4, 1e-2, 1.0, 20.0]),
 )
 def test_never_more_than_without_a_rate(text, seed, groups, samples, share):
     w, moments = layer(seed, groups, 3, 8, samples)
     constraint, rate = constraint_from_text(text), worth(w, moments, share)
-    plain, found = (second_order.solve(w, constraint, moments, (), by) for by in (0.0, rate))
+    plain, found = (second_order.solve(w, at_rate(text, w, by), moments) for by in (0.0, share))
     totals = [lagrangian(one.form, w, moments, rate) for one in (found, plain, nearest.solve(w, constraint, moments))]
     assert totals[0] <= min(totals[1:]) * (1 + 1e-9)
     assert constraint.contains(found.form.real().reshape(w.shape))
@@ -65,7 +71,7 @@ def test_never_more_than_without_a_rate(text, seed, groups, samples, share):
 def test_a_larger_rate_gives_fewer_bits_and_more_loss(text):
     w, moments = layer(7, 1, 16, 48, 300)
     shares = (0.0, 3e-4, 3e-3, 3e-2, 0.3)
-    found = [second_order.solve(w, constraint_from_text(text), moments, (), worth(w, moments, by)) for by in shares]
+    found = [second_order.solve(w, at_rate(text, w, by), moments) for by in shares]
     bits = np.array([entropy_bits(written(one.form)) for one in found]) / w.size
     lost = np.array([one.loss for one in found])
     assert (np.diff(bits) <= 0.02).all() and bits[-1] < 0.6 * bits[0]
@@ -76,7 +82,7 @@ def test_fewer_bits_than_a_narrower_grid_at_the_same_loss():
     w, moments = layer(3, 1, 48, 64, 400)
     plain = [second_order.solve(w, constraint_from_text(f"grid:{bits}"), moments) for bits in (2, 3, 4)]
     bits = [entropy_bits(one.form.integers) / w.size for one in plain]
-    found = second_order.solve(w, constraint_from_text("grid:8"), moments, (), 4 * plain[1].loss / w.size)
+    found = second_order.solve(w, at_rate("grid:8", w, 4 * plain[1].loss / plain[1].zero_loss), moments)
     needed = np.interp(-np.log(found.loss), [-np.log(one.loss) for one in plain], bits)
     assert plain[2].loss < found.loss < plain[0].loss
     assert entropy_bits(found.form.integers) / w.size < 0.9 * needed
@@ -102,39 +108,29 @@ def test_within_a_factor_of_the_least_where_all_integers_can_be_tried():
     assert np.median(ratios) <= 1.05 and max(ratios) <= 2.5
 
 
-@pytest.mark.parametrize("text", CODED + OTHERS)
-def test_rate_0_is_the_result_without_a_rate(text):
-    w, moments = layer(1, 2, 4, 8)
-    constraint = constraint_from_text(text)
-    plain, found = second_order.solve(w, constraint, moments), second_order.solve(w, constraint, moments, (), 0.0)
-    np.testing.assert_array_equal(floats_of(plain.form), floats_of(found.form))
-    assert plain[1:] == found[1:]
-
-
 def test_a_rate_so_large_that_nothing_is_worth_a_bit():
     w, moments = layer(2)
     for text in ("grid:4", "grid:8:tensor", "codebook:8"):
-        found = second_order.solve(w, constraint_from_text(text), moments, (), worth(w, moments, 1e6))
+        found = second_order.solve(w, at_rate(text, w, w.size), moments)
         assert entropy_bits(written(found.form)) == 0
 
 
 @pytest.mark.parametrize("text", OTHERS)
 def test_what_has_no_code_takes_no_rate(text):
-    w, moments = layer(0)
-    with pytest.raises(OptionError, match=f"only grids and codebooks, sparse or not, take a rate; got {text[:4]}.*0$"):
-        second_order.solve(w, constraint_from_text(text), moments, (), 0.1)
+    with pytest.raises(OptionError, match=r"is no option of|takes no rate|one word too many"):
+        constraint_from_text(f"{text}:rate=0.1")
 
 
-@pytest.mark.parametrize("rate", [-1.0, float("nan"), float("inf")])
-def test_a_rate_is_a_number_from_0(rate):
-    w, moments = layer(0)
-    with pytest.raises(OptionError, match="a rate is the loss that one bit is worth, 0 or more; got"):
-        second_order.solve(w, constraint_from_text("grid:4"), moments, (), rate)
+@pytest.mark.parametrize("text", ["grid:4", "codebook:8", "sparse:0.5+grid:4"])
+@pytest.mark.parametrize("rate", ["-1", "nan", "inf", "1e30", "2", ""])
+def test_a_rate_is_a_number_from_0_to_1(text, rate):
+    with pytest.raises(OptionError, match="rate"):
+        constraint_from_text(f"{text}:rate={rate}")
 
 
 def test_without_moments_the_nearest():
     w, _ = layer(0)
-    solved = second_order.solve(w, constraint_from_text("grid:4"), None, (), 0.1)
+    solved = second_order.solve(w, constraint_from_text("grid:4:rate=0.1"), None)
     assert solved.reason == "there are no moments of its input"
     np.testing.assert_array_equal(solved.form.integers, nearest.solve(w, constraint_from_text("grid:4"), None).form[0])
 

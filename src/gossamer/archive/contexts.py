@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gossamer.archive.reader import MOST_CLASSES
 from gossamer.archive.symbols import Symbols
-from gossamer.archive.tables import smoothed
+from gossamer.archive.tables import price
 
 FINENESS = (1, 2, 4, 8)  # classes in an octave
 FEW_SYMBOLS = 1 << 20  # so few that every fineness is tried
@@ -23,37 +24,48 @@ WORTH_A_CLASS = 86  # symbols for each of the alphabet, of one fineness cubed: w
 ROUNDS = 2  # of tables for scales and scales for tables
 TURNS = 3  # of prices for scales and scales for prices
 SAMPLE = 1 << 16  # symbols of a plane that scales are tried on
+BUCKETS = (0.15, 0.4, 0.8, 1.5, 3.0)  # of the usual size of what is foretold, between which a class is lifted alike
+LIFT = 8  # classes that the strongest is lifted by, at most
+NEVER = 1 << 20  # a size that nothing foretold has
 FARTHEST = 64  # step of a scale from the middle, either way
-TABLE_BITS = 40.0  # what a table takes beside its entries
 
 
 class Choice(NamedTuple):
-    """How a plane is coded: by the tables of its family, or by a table of its own (`own`).
+    """How a plane is coded: the first table of its family's that it takes, how many, and which of them.
 
     `shift`, `row` and `column` are as in `reader.Plane`; a side without scales is None.
     """
 
-    own: bool
-    row: np.ndarray | None
-    column: np.ndarray | None
-    shift: int
+    first: int
+    classes: int
+    row: np.ndarray | None = None
+    column: np.ndarray | None = None
+    shift: int = 0
 
 
 class Family(NamedTuple):
     """What planes of one sort share.
 
     Attributes:
-        tables: one for each class.
+        tables: those of classes, one behind the other, and those of planes without.
         row, column: of the scales themselves; None where no plane has any.
         choices: of each plane, in the order given.
-        own: tables of single planes, by their place.
+        thresholds: of what is foretold; each that is reached lifts the class by one.
     """
 
     tables: tuple[np.ndarray, ...]
     row: np.ndarray | None
     column: np.ndarray | None
     choices: tuple[Choice, ...]
-    own: dict[int, np.ndarray]
+    thresholds: tuple[int, ...]
+
+
+class _Measured(NamedTuple):
+    """Octaves of a plane: in the middle, and how far rows and columns are from there."""
+
+    middle: float
+    row: np.ndarray
+    column: np.ndarray
 
 
 class _Scaled(NamedTuple):
@@ -67,53 +79,40 @@ class _Scaled(NamedTuple):
     middle: int
     measured: tuple[np.ndarray, np.ndarray]
     stored: tuple[np.ndarray | None, np.ndarray | None]
+    foretold: np.ndarray | None
 
 
-def family(planes: Sequence[Symbols], coarse: int) -> Family:
-    """The tables that code some planes in the fewest bits.
-
-    Args:
-        planes: of one alphabet.
-        coarse: of the tables, see `tables.written`.
-    """
-    places = [place for place, one in enumerate(planes) if 1 < one.width < len(one.values) and one.level.any()]
+def family(planes: Sequence[Symbols]) -> Family:
+    """The tables that code some planes, of one alphabet, in the fewest bits."""
+    places = [
+        place
+        for place, one in enumerate(planes)
+        if one.foretold is not None or (1 < one.width < len(one.values) and one.level.any())
+    ]
     found = _scales_of([planes[place] for place in places])
     together = {place: one for place, one, alone in zip(places, found, _alone(found), strict=True) if not alone}
     choices: dict[int, Choice] = {}
     tables: list[np.ndarray] = []
     row = column = None
+    thresholds: tuple[int, ...] = ()
     if together:
         scaled = list(together.values())
-        tables, shifts = _class_tables(scaled, coarse)
-        row, column, sides = _sides(scaled, coarse)
+        tables, shifts, thresholds = _class_tables(scaled)
+        row, column, sides = _sides(scaled)
         for place, shift, side in zip(together, shifts, sides, strict=True):
-            choices[place] = Choice(False, side.row, side.column, shift + side.lift)
+            choices[place] = Choice(0, len(tables), side.row, side.column, shift + side.lift)
     counts_of = {
         place: np.bincount(planes[place].values, minlength=len(planes[place].level))
         for place in range(len(planes))
         if place not in together
     }
-    own: dict[int, np.ndarray] = {}
-    for members, table in _shared(counts_of, coarse):
-        if len(members) == 1:
-            own[members[0]] = table
-            choices[members[0]] = Choice(True, None, None, 0)
-        else:
-            choices |= {place: Choice(False, None, None, -len(tables)) for place in members}
-            tables.append(table)
-    return Family(tuple(tables), row, column, tuple(choices[place] for place in range(len(planes))), own)
+    for members in _groups(counts_of):
+        choices |= dict.fromkeys(members, Choice(len(tables), 1))
+        tables.append(np.sum([counts_of[place] for place in members], axis=0))
+    return Family(tuple(tables), row, column, tuple(choices[place] for place in range(len(planes))), thresholds)
 
 
 # --- planes without scales
-
-
-def _shared(counts_of: dict[int, np.ndarray], coarse: int) -> list[tuple[list[int], np.ndarray]]:
-    """Groups of planes, and the table of each."""
-    groups = _groups(counts_of)
-    if not groups:
-        return []
-    counts_GA = np.array([np.sum([counts_of[place] for place in members], axis=0) for members in groups])
-    return list(zip(groups, smoothed(counts_GA, coarse), strict=True))
 
 
 def _groups(counts_of: dict[int, np.ndarray]) -> list[list[int]]:
@@ -135,29 +134,26 @@ def _groups(counts_of: dict[int, np.ndarray]) -> list[list[int]]:
     return members
 
 
-def price(counts_GA: np.ndarray) -> np.ndarray:
-    """Bits of the symbols of each group and of a table that codes them, about.
-
-    A table takes half a logarithm for each entry (Rissanen 1978).
-    """
-    total_G = np.maximum(counts_GA.sum(axis=1), 1)
-    used_G = np.maximum((counts_GA > 0).sum(axis=1), 1)
-    bits_G = total_G * np.log2(total_G) - (counts_GA * np.log2(np.maximum(counts_GA, 1))).sum(axis=1)
-    found: np.ndarray = bits_G + TABLE_BITS + used_G / 2 * np.log2(1 + total_G / used_G)
-    return found
-
-
 # --- planes with scales
 
 
 def _scales_of(planes: Sequence[Symbols]) -> list[_Scaled]:
-    """In the fineness that is cheapest in all; for many symbols that is reckoned, not tried."""
+    """In the fineness that is cheapest in all: each tried until they get dearer; for many symbols it is reckoned."""
     if not planes:
         return []
+    measured = [_measured(plane) for plane in planes]
     counts = np.sum([np.bincount(one.values, minlength=len(one.level)) for one in planes], axis=0)
-    if counts.sum() < FEW_SYMBOLS:
-        return min((_in_steps(planes, fineness) for fineness in FINENESS), key=_total)
-    return _in_steps(planes, _fineness(counts))
+    if counts.sum() >= FEW_SYMBOLS:
+        return _in_steps(planes, measured, _fineness(counts))
+    best, least = _in_steps(planes, measured, FINENESS[0]), np.inf
+    tried = best
+    for fineness in FINENESS[1:]:
+        least = min(least, _total(tried))
+        tried = _in_steps(planes, measured, fineness)
+        if _total(tried) >= least:
+            break
+        best = tried
+    return best
 
 
 def _fineness(counts: np.ndarray) -> int:
@@ -168,9 +164,9 @@ def _fineness(counts: np.ndarray) -> int:
     return max([one for one in FINENESS[:-1] if one <= wanted], default=FINENESS[0])
 
 
-def _in_steps(planes: Sequence[Symbols], fineness: int) -> list[_Scaled]:
+def _in_steps(planes: Sequence[Symbols], measured: Sequence[_Measured], fineness: int) -> list[_Scaled]:
     """Tables and scales by turns: tables for scales, scales for tables."""
-    scaled = [_scaled(plane, fineness) for plane in planes]
+    scaled = [_scaled(plane, one, fineness) for plane, one in zip(planes, measured, strict=True)]
     for _ in range(ROUNDS):
         least, counts = _counts(scaled, sampled=True)
         scaled = _stored(scaled, least, counts)
@@ -191,7 +187,7 @@ def _alone(scaled: Sequence[_Scaled]) -> list[bool]:
     for one, own in zip(scaled, every, strict=True):
         scales = sum(float(price(np.bincount(side - side.min())[None])[0]) for side in one.stored if side is not None)
         shared = float((_clipped(own, low, high) * lengths).sum()) + scales
-        found.append(bool(price(own.sum(axis=0)[None])[0] < shared))
+        found.append(one.foretold is None and bool(price(own.sum(axis=0)[None])[0] < shared))
     return found
 
 
@@ -203,23 +199,27 @@ def _total(scaled: Sequence[_Scaled]) -> float:
     return scales + float(price(_clipped(counts, *_ends(counts))).sum())
 
 
-def _scaled(plane: Symbols, fineness: int) -> _Scaled:
-    """Scales as measured: mean levels of rows, and of columns once the rows' are known, and again."""
-    values_RC = plane.values.reshape(-1, plane.width)
-    rows, columns = values_RC.shape
-    level_RC = plane.level[values_RC]
+def _measured(plane: Symbols) -> _Measured:
+    """Mean levels of rows, and of columns once the rows' are known, and again."""
+    level_RC = plane.level[plane.values.reshape(-1, plane.width)]
+    rows, columns = level_RC.shape
     row, column = np.zeros(rows), np.zeros(columns)
     mean = float(level_RC.mean(dtype=np.float64))
     middle = mean if plane.logarithmic else float(np.log2(max(mean, 0.25 / level_RC.size)))
     if plane.logarithmic:
-        row, column = level_RC.mean(axis=1) - middle, level_RC.mean(axis=0) - middle
-    else:
-        for _ in range(2):
-            row = _octaves(level_RC @ np.exp2(-column).astype(np.float32) / columns, columns) - middle
-            column = _octaves(np.exp2(-row).astype(np.float32) @ level_RC / rows, rows) - middle
-        row, column = row - np.median(row), column - np.median(column)
-    steps = [np.clip(np.round(side * fineness), -FARTHEST, FARTHEST).astype(np.int64) for side in (row, column)]
-    return _Scaled(values_RC, len(plane.level), round(middle * fineness), (steps[0], steps[1]), (steps[0], steps[1]))
+        return _Measured(middle, level_RC.mean(axis=1) - middle, level_RC.mean(axis=0) - middle)
+    for _ in range(2):
+        row = _octaves(level_RC @ np.exp2(-column).astype(np.float32) / columns, columns) - middle
+        column = _octaves(np.exp2(-row).astype(np.float32) @ level_RC / rows, rows) - middle
+    return _Measured(middle, row - np.median(row), column - np.median(column))
+
+
+def _scaled(plane: Symbols, measured: _Measured, fineness: int) -> _Scaled:
+    sides = (measured.row, measured.column)
+    row, column = (np.clip(np.round(side * fineness), -FARTHEST, FARTHEST).astype(np.int64) for side in sides)
+    values_RC = plane.values.reshape(-1, plane.width)
+    middle = round(measured.middle * fineness)
+    return _Scaled(values_RC, len(plane.level), middle, (row, column), (row, column), plane.foretold)
 
 
 def _octaves(mean: np.ndarray, numbers: int) -> np.ndarray:
@@ -253,13 +253,15 @@ def _bounds(one: _Scaled) -> tuple[int, int]:
     return low, one.middle + sum(int(side.max()) for side in one.stored if side is not None)
 
 
-def _occurrences(one: _Scaled, least: int, classes: int, every: int = 1) -> np.ndarray:
+def _occurrences(one: _Scaled, least: int, classes: int, every: int = 1, among: np.ndarray | None = None) -> np.ndarray:
+    """Of each symbol in each class, (classes * alphabet,); of every so many rows, or of those marked."""
     values_RC = one.values_RC[::every]
     row, column = one.stored
     start_R = np.full(len(values_RC), one.middle - least) + (0 if row is None else row[::every])
     start_C = np.zeros(values_RC.shape[1], np.int64) if column is None else column
     start_RC = (start_R * one.alphabet).astype(np.int32)[:, None] + (start_C * one.alphabet).astype(np.int32)[None]
-    return np.bincount((start_RC + values_RC).reshape(-1), minlength=classes * one.alphabet)
+    places = (start_RC + values_RC).reshape(-1)
+    return np.bincount(places if among is None else places[among], minlength=classes * one.alphabet)
 
 
 def _stored(scaled: list[_Scaled], least: int, counts: np.ndarray) -> list[_Scaled]:
@@ -334,18 +336,21 @@ def _rounded(steps: np.ndarray, numbers: np.ndarray, bits_SS: np.ndarray, prices
 
 def _ends(counts: np.ndarray) -> tuple[int, int]:
     """The first and the last class that pay for a table; those beyond are counted in with them."""
-    sizes = counts.sum(axis=1)
-    low, high = int(np.argmax(sizes > 0)), len(sizes) - 1 - int(np.argmax(sizes[::-1] > 0))
-    while low < high and _joins(counts[: low + 1].sum(axis=0), counts[low + 1]):
-        low += 1
-    while low < high and _joins(counts[high:].sum(axis=0), counts[high - 1]):
-        high -= 1
-    return low, high
-
-
-def _joins(one: np.ndarray, other: np.ndarray) -> bool:
-    apart, together = price(np.stack([one, other])).sum(), price((one + other)[None])[0]
-    return bool(together <= apart)
+    used = np.flatnonzero(counts.any(axis=1))
+    if not len(used):
+        return 0, 0
+    low, high = int(used[0]), int(used[-1])
+    alone = price(counts[low : high + 1])
+    below, above = (
+        price(np.cumsum(counts[low : high + 1], axis=0)),
+        price(np.cumsum(counts[low : high + 1][::-1], axis=0)),
+    )
+    first = last = 0
+    while first < high - low and below[first + 1] <= below[first] + alone[first + 1]:
+        first += 1
+    while last < high - low - first and above[last + 1] <= above[last] + alone[-last - 2]:
+        last += 1
+    return low + first, high - last
 
 
 def _clipped(counts: np.ndarray, low: int, high: int) -> np.ndarray:
@@ -355,12 +360,62 @@ def _clipped(counts: np.ndarray, low: int, high: int) -> np.ndarray:
     return inside
 
 
-def _class_tables(scaled: Sequence[_Scaled], coarse: int) -> tuple[list[np.ndarray], list[int]]:
-    """Tables of all classes, and each plane's shift; other tables follow, so that the highest classes stay."""
-    least, counts = _counts(scaled, sampled=False)
-    low, _ = _ends(counts)
-    tables = smoothed(_clipped(counts, low, len(counts) - 1), coarse)
-    return tables, [least + low - one.middle for one in scaled]
+def _class_tables(scaled: Sequence[_Scaled]) -> tuple[list[np.ndarray], list[int], tuple[int, ...]]:
+    """Tables of all classes, each plane's shift, and thresholds of what is foretold."""
+    plain = [one for one in scaled if one.foretold is None]
+    aware = [(one, one.foretold) for one in scaled if one.foretold is not None]
+    least, classes = _span(scaled)
+    counts = np.zeros((classes, scaled[0].alphabet))
+    if plain:
+        counts += np.sum([_occurrences(one, least, classes) for one in plain], axis=0).reshape(counts.shape)
+    base = 0
+    thresholds: tuple[int, ...] = ()
+    if aware:
+        counts, base, thresholds = _lifted_counts(aware, counts, least)
+        least -= LIFT
+    low, high = _ends(counts)
+    tables = list(_clipped(counts, low, min(high, low + MOST_CLASSES - 1)))
+    shifts = [least + low - one.middle - (base if one.foretold is not None else 0) for one in scaled]
+    return tables, shifts, thresholds
+
+
+def _lifted_counts(
+    aware: Sequence[tuple[_Scaled, np.ndarray]], plain: np.ndarray, least: int
+) -> tuple[np.ndarray, int, tuple[int, ...]]:
+    """Symbols by class, from LIFT below the least on; what the weakest foretelling lifts it by, and thresholds.
+
+    How much each bucket lifts is tried step by step; the stronger lifts at least as much.
+    """
+    classes, alphabet = plain.shape
+    usual = np.sqrt(np.mean([np.mean(np.square(sizes, dtype=np.float64)) for _, sizes in aware]))
+    edges = np.maximum(np.round(usual * np.array(BUCKETS)), 1).astype(np.int64)
+    counts_BCA = np.zeros((len(edges) + 1, classes, alphabet))
+    for one, sizes in aware:
+        bucket = np.digitize(sizes, edges)
+        for at in range(len(counts_BCA)):
+            counts_BCA[at] += _occurrences(one, least, classes, among=bucket == at).reshape(classes, alphabet)
+    padded = np.pad(plain, ((LIFT, LIFT), (0, 0)))
+
+    def lifted(lifts: Sequence[int]) -> np.ndarray:
+        total: np.ndarray = padded.copy()
+        for counts_CA, lift in zip(counts_BCA, lifts, strict=True):
+            total[LIFT + lift : LIFT + lift + classes] += counts_CA
+        return total
+
+    def bits(lifts: Sequence[int]) -> float:
+        counts = lifted(lifts)
+        return float(price(counts[counts.any(axis=1)]).sum())
+
+    best = [0] * len(counts_BCA)
+    least_bits = bits(best)
+    for _ in range(TURNS):
+        for at in range(len(best)):
+            for step in (-2, -1, 1, 2):
+                tried = [*best[:at], best[at] + step, *best[at + 1 :]]
+                if tried == sorted(tried) and -LIFT <= tried[0] and tried[-1] <= LIFT and bits(tried) < least_bits:
+                    best, least_bits = tried, bits(tried)
+    thresholds = [int(edge) for edge, step in zip(edges, np.diff(best), strict=True) for _ in range(step)]
+    return lifted(best), best[0], tuple(thresholds or [NEVER])
 
 
 class _Side(NamedTuple):
@@ -371,10 +426,10 @@ class _Side(NamedTuple):
     lift: int
 
 
-def _sides(scaled: Sequence[_Scaled], coarse: int) -> tuple[np.ndarray | None, np.ndarray | None, list[_Side]]:
+def _sides(scaled: Sequence[_Scaled]) -> tuple[np.ndarray | None, np.ndarray | None, list[_Side]]:
     """Tables of rows' and of columns' scales, and these of each plane."""
-    rows, row_lift, row = _lifted([one.stored[0] for one in scaled], coarse)
-    columns, column_lift, column = _lifted([one.stored[1] for one in scaled], coarse)
+    rows, row_lift, row = _lifted([one.stored[0] for one in scaled])
+    columns, column_lift, column = _lifted([one.stored[1] for one in scaled])
     sides = [
         _Side(one, other, row_lift * (one is not None) + column_lift * (other is not None))
         for one, other in zip(rows, columns, strict=True)
@@ -382,11 +437,11 @@ def _sides(scaled: Sequence[_Scaled], coarse: int) -> tuple[np.ndarray | None, n
     return row, column, sides
 
 
-def _lifted(sides: Sequence[np.ndarray | None], coarse: int) -> tuple[list[np.ndarray | None], int, np.ndarray | None]:
+def _lifted(sides: Sequence[np.ndarray | None]) -> tuple[list[np.ndarray | None], int, np.ndarray | None]:
     """Scales from 0 on, what was added to them, and their table."""
     every = [side for side in sides if side is not None]
     if not every:
         return list(sides), 0, None
     lift = -min(int(side.min()) for side in every)
     counts = np.bincount(np.concatenate(every) + lift, minlength=2)
-    return [None if side is None else side + lift for side in sides], lift, smoothed(counts[None], coarse)[0]
+    return [None if side is None else side + lift for side in sides], lift, counts

@@ -8,9 +8,8 @@ from time import perf_counter
 import msgspec
 
 from gossamer.archive import SUFFIX
-from gossamer.archive.pack import pack, weights_in
-from gossamer.archive.reader import LIMIT_BYTES, MAGIC, read_header, read_index, unpack
-from gossamer.archive.spans import Span, spans
+from gossamer.archive.reader import LIMIT_BYTES, MAGIC, pieces, read_header, read_index, unpack
+from gossamer.archive.spans import Span, outside, spans
 from gossamer.archive.tables import Decoder
 from gossamer.errors import ArchiveError, ModelError, OutputError
 from gossamer.nouns.model import write_file
@@ -62,12 +61,14 @@ class PackFacts(msgspec.Struct, frozen=True):
     Attributes:
         order0_bits_per_weight: what the numbers would take if each tensor were coded by its own frequencies, these,
             the graph and the header for nothing; below it, only knowing more than frequencies helps.
+        base_saved: bytes that the base saved; 0 if none was given or it saved none, and the archive does not need it.
     """
 
     bytes: ArchiveBytes
     bits_per_weight: float
     order0_bits_per_weight: float
     seconds: float
+    base_saved: int = 0
 
 
 def pack_file(model: str | Path, out: str | Path, base: str | Path | None = None) -> PackFacts:
@@ -83,11 +84,17 @@ def pack_file(model: str | Path, out: str | Path, base: str | Path | None = None
         ArchiveError: the base is no whole archive.
         OutputError: the archive cannot be written.
     """
+    from gossamer.archive.pack import pack  # who only reads need not wait for it
+
     begin = perf_counter()
     data = _model_bytes(Path(model))
     _check_inside(data, Path(model))
     target = _target(out, model, base)
-    packed = pack(data, None if base is None else _model_bytes(Path(base)))
+    packed, saved = pack(data), 0
+    if base is not None:
+        update = pack(data, _model_bytes(Path(base)))
+        saved = max(len(packed.data) - len(update.data), 0)
+        packed = update if saved else packed
     write_file(target, packed.data)
     tensors = len(packed.data) - packed.header_bytes - packed.graph_bytes
     numbers = max(packed.numbers, 1)
@@ -96,6 +103,7 @@ def pack_file(model: str | Path, out: str | Path, base: str | Path | None = None
         8 * len(packed.data) / numbers,
         packed.order0_bits / numbers,
         perf_counter() - begin,
+        saved,
     )
 
 
@@ -129,10 +137,15 @@ def inspect_archive(archive: str | Path, base: str | Path | None = None) -> Arch
     Raises:
         ArchiveError: see `unpack_file`.
     """
-    data = _read(Path(archive))
-    model = _unpacked(Path(archive), data, base, LIMIT_BYTES)
-    header = read_header(data)
-    index = read_index(data, header, Decoder)
+    from gossamer.archive.pack import weights_in
+
+    data, before = _read(Path(archive)), None if base is None else _model_bytes(Path(base))
+    try:
+        header = read_header(data)
+        index = read_index(data, header, Decoder)
+        model = b"".join(pieces(data, header, index, before, Decoder))
+    except ArchiveError as error:
+        raise ArchiveError(f"{archive}: {error}") from None
     named = {span.offset: span for span in spans(model)}
     coded = [
         sum(section.length for section in header.sections[stream.section : stream.section + len(stream.chunks)])
@@ -193,17 +206,13 @@ def _read(path: Path) -> bytes:
 
 def _check_inside(data: bytes, path: Path) -> None:
     """An archive is one file: weights beside the model would be lost."""
-    import onnx
-
-    proto = onnx.ModelProto()
     try:
-        proto.ParseFromString(data)
-    except Exception as error:  # protobuf's implementations raise different types
+        reason = outside(data)
+    except ModelError as error:
         raise ModelError(
             f"{path} is not an ONNX file; of others, gossamer.save(gossamer.load(...)) makes one"
         ) from error
-    outside = next((one.name for one in proto.graph.initializer if one.data_location == onnx.TensorProto.EXTERNAL), "")
-    if outside or not proto.graph.output:
-        mend = "gossamer.save(gossamer.load(...), path) makes one file" if outside else "export the model again"
-        reason = f"the weight {outside!r} lies in another file" if outside else "there is no graph in it"
+    if reason:
+        lies = "lies in another file" in reason
+        mend = "gossamer.save(gossamer.load(...), path) makes one file" if lies else "export the model again"
         raise ModelError(f"{path} cannot be packed: {reason}; {mend}")

@@ -3,25 +3,54 @@
 from __future__ import annotations
 
 import lzma
+import re
 from collections.abc import Sequence
 from hashlib import sha256
+from math import gcd, lcm, prod
 from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
 
-from gossamer.archive.contexts import Choice, family, price
-from gossamer.archive.reader import CLASSED, CONSTANT, FLOATS, INTEGERS, MAGIC, PLANES, RAW, VERSION, WORDS, Plane
+from gossamer.archive.contexts import Choice, family
+from gossamer.archive.neighbours import Fitted, filtered, kernels_of
+from gossamer.archive.reader import (
+    CLASSED,
+    CONSTANT,
+    FLOATS,
+    INTEGERS,
+    MAGIC,
+    PHRASES,
+    PLANES,
+    RAW,
+    VERSION,
+    WORDS,
+    Plane,
+)
 from gossamer.archive.spans import Span, spans
 from gossamer.archive.symbols import Symbols, Taken, kind_of, taken
-from gossamer.archive.tables import OPTIONS, Encoder, Written, code_lengths, coded_tables, restored, written
+from gossamer.archive.tables import (
+    OPTIONS,
+    Encoder,
+    Written,
+    bits_of_tables,
+    coded_tables,
+    price,
+    restored,
+    smoothed,
+    written,
+)
 from gossamer.arith.entropy import entropy_bits
 
 SMALL_BYTES = 2048  # tensors below that are put together
 TINY_BYTES = 16  # and below that they stay where they are
 CHUNK_BYTES = 1 << 22  # of a large tensor that are coded together
 WORTH = 0.995  # of the bytes as they are: what coding must come to
-FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 23, "pb": 0}]
+LITTLE_BYTES = 1 << 15  # of an index, below which LZMA better looks at no byte before
+SPELLING = re.compile(b"|".join(map(re.escape, sorted(PHRASES, key=len, reverse=True))) + rb"|[\xc0-\xff]", re.DOTALL)
+CODES = {phrase: bytes([192 + at]) for at, phrase in enumerate(PHRASES)} | {
+    bytes([high]): bytes([255, high - 192]) for high in range(192, 256)
+}
 
 
 class Tensor(NamedTuple):
@@ -62,6 +91,23 @@ class _Source(NamedTuple):
     data: bytes
     taken: Taken
     bases: list[int]
+    kernels: list[tuple[int, int]]
+
+
+class _Coding(NamedTuple):
+    """How a plane is coded: what the index says of it, its scales, its symbols as they are coded, stage by stage."""
+
+    plane: Plane
+    choice: Choice | None
+    symbols: Symbols
+    filter: _Filter | None = None
+
+
+class _Filter(NamedTuple):
+    """A filter as it is written."""
+
+    fitted: Fitted
+    thresholds: tuple[int, ...]
 
 
 def pack(data: bytes, base: bytes | None = None) -> Packed:
@@ -76,23 +122,27 @@ def pack(data: bytes, base: bytes | None = None) -> Packed:
     """
     sources = _sources(data, base)
     planes = [plane for source in sources for plane in source.taken.planes]
-    codings, tables, coarse = _codings(planes, [source.taken for source in sources])
+    codings, counted, filters = _codings(sources)
+    counts = smoothed(counted, OPTIONS[1])
+    coarse = min(OPTIONS, key=lambda one: bits_of_tables(counts, one))
+    tables = [written(each, coarse) for each in counts]
     slope, coded_table = coded_tables(tables, coarse)
     frequencies = [restored(table) for table in tables]
     index, sections, at = _index_of_tables(tables, slope, coarse), [], 0
-    index += _number(len(sources))
+    index += _number(len(filters)) + b"".join(map(_filter, filters)) + _number(len(sources))
     spent: list[tuple[_Source, int]] = []
     for source in sources:
         own = codings[at : at + len(source.taken.planes)]
         at += len(own)
         chunks = _chunks(source, own)
-        index += _stream(source, [plane for plane, _ in own], [len(raw) for raw, _ in chunks])
-        coded = [_coded(source.taken, own, frequencies, part, len(raw)) for raw, part in chunks]
-        sections += [(part, len(raw)) for part, (raw, _) in zip(coded, chunks, strict=True)]
+        index += _stream(source, [coding.plane for coding in own], len(chunks))
+        coded = [_coded(source.taken, own, frequencies, part) for _, part in chunks]
+        sections += [(part, length) for part, (length, _) in zip(coded, chunks, strict=True)]
         spent.append((source, sum(map(len, coded))))
     cuts, skeleton = _cuts(data, sources)
-    index += cuts + skeleton
-    compressed = lzma.compress(index, lzma.FORMAT_RAW, filters=FILTERS)
+    index += cuts + SPELLING.sub(lambda found: CODES[found[0]], skeleton)
+    literals = (0,) if len(index) < LITTLE_BYTES else (1, 3)
+    compressed = min((_compressed(index, each) for each in literals), key=len)
     entries = sum(len(table.entries) for table in tables)
     every = [(compressed, len(index)), (coded_table, entries), *sections]
     header = _header(len(data), base, every)
@@ -119,21 +169,42 @@ def _sources(data: bytes, base: bytes | None) -> list[_Source]:
     groups: dict[object, list[Span]] = {}
     for place, span in enumerate(found):
         small = span.length < SMALL_BYTES and base is None
-        groups.setdefault((kind_of(span), span.data_type) if small else place, []).append(span)
+        groups.setdefault((kind_of(span), span.data_type, _kernel(span.shape)) if small else place, []).append(span)
     shapes = {span.name: _shape_in(data, span) for span in every if span.name.endswith("_shape")}
     sources = []
     for members in groups.values():
         raw = b"".join(data[span.offset : span.offset + span.length] for span in members)
-        whole = members[0] if len(members) == 1 else Span(0, len(raw), members[0].data_type, (len(raw),), "")
+        whole = members[0] if len(members) == 1 else _together(members)
         plain = taken(raw, whole, shapes)
         if plain is None:
             continue
-        source = _Source(members, raw, plain, [0] * len(members))
+        integers = plain.kind in (INTEGERS, PLANES)
+        source = _Source(members, raw, plain, [0] * len(members), _kernels(whole, plain) if integers else [])
         old = before.get((whole.name, whole.data_type, whole.shape))
         if base is not None and old is not None and old.length == whole.length:
             source = _shorter(source, _against(source, base, old))
         sources.append(source)
     return sources
+
+
+def _kernel(shape: Sequence[int]) -> tuple[int, ...]:
+    """Of a tensor whose shape says it."""
+    return tuple(shape[2:]) if len(shape) > 2 and prod(shape[2:]) > 1 else ()
+
+
+def _together(members: Sequence[Span]) -> Span:
+    """Small tensors one behind the other, in rows of a kernel if they have the same."""
+    kernel = _kernel(members[0].shape)
+    size = sum(span.size for span in members)
+    length = sum(span.length for span in members)
+    return Span(0, length, members[0].data_type, (size // prod(kernel), 1, *kernel) if kernel else (size,), "")
+
+
+def _kernels(span: Span, found: Taken) -> list[tuple[int, int]]:
+    """That the tensor may have; of bit planes the shape says nothing."""
+    width = found.planes[0].width
+    sizes = kernels_of(span.shape if found.kind == INTEGERS else (), width)
+    return [one for one in sizes if len(found.planes[0].values) % prod(one) == 0]
 
 
 def _shape_in(data: bytes, span: Span) -> tuple[int, ...]:
@@ -154,7 +225,7 @@ def _against(source: _Source, base: bytes, old: Span) -> _Source:
     width = width if len(folded) % width == 0 else 1
     level = np.arange(256, dtype=np.float32)
     planes = [Symbols(np.ascontiguousarray(raw[:, place]), width, level) for place in range(unit - 1, -1, -1)]
-    return _Source(source.members, source.data, Taken(WORDS, unit, 0, b"", tuple(planes)), [old.offset + 1])
+    return _Source(source.members, source.data, Taken(WORDS, unit, 0, b"", tuple(planes)), [old.offset + 1], [])
 
 
 def _shorter(plain: _Source, other: _Source) -> _Source:
@@ -164,82 +235,69 @@ def _shorter(plain: _Source, other: _Source) -> _Source:
 # --- how its planes are coded
 
 
-def _codings(
-    planes: Sequence[Symbols], streams: Sequence[Taken]
-) -> tuple[list[tuple[Plane, Choice | None]], list[Written], int]:
-    """Each plane's coding, all tables, and in which steps these are written."""
-    keys = [(one.kind, one.unit, place) for one in streams for place in range(len(one.planes))]
-    codings: list[tuple[Plane, Choice | None]] = [_plain(plane) for plane in planes]
+def _codings(sources: Sequence[_Source]) -> tuple[list[_Coding], list[np.ndarray], list[_Filter]]:
+    """Each plane's coding, the counts of all tables, and the filters."""
+    every = [(source, place) for source in sources for place in range(len(source.taken.planes))]
+    codings = [_plain(source.taken.planes[place]) for source, place in every]
     sorts: dict[object, list[int]] = {}
-    for place, (plane, (coding, _)) in enumerate(zip(planes, codings, strict=True)):
-        if coding.coding == CLASSED:
-            sorts.setdefault((keys[place], len(plane.level)), []).append(place)
+    for at, ((source, place), coding) in enumerate(zip(every, codings, strict=True)):
+        if coding.plane.coding == CLASSED:
+            key = (source.taken.kind, source.taken.unit, place, len(coding.symbols.level))
+            sorts.setdefault(key, []).append(at)
     counts: list[np.ndarray] = []
+    filters: list[_Filter] = []
     for places in sorts.values():
-        found = family([planes[place] for place in places], OPTIONS[1])
-        base, row, column = len(counts) + 1, 0, 0
-        counts += found.tables
-        for side in (found.row, found.column):
-            if side is not None:
-                counts.append(side)
+        aware = filtered([codings[at].symbols for at in places], [every[at][0].kernels for at in places])
+        found = family(aware.planes)
+        fitted = [_Filter(one, found.thresholds if one.folds else ()) for one in aware.filters]
+        base = len(counts) + 1
         row = base + len(found.tables) if found.row is not None else 0
-        column = base + len(found.tables) + (found.row is not None) if found.column is not None else 0
-        for at, (place, choice) in enumerate(zip(places, found.choices, strict=True)):
-            first, classes = base, len(found.tables)
-            if choice.own:
-                counts.append(found.own[at])
-                first, classes = len(counts), 1
+        column = base + len(found.tables) + (row > 0) if found.column is not None else 0
+        counts += [*found.tables, *(side for side in (found.row, found.column) if side is not None)]
+        for at, choice, symbols, number in zip(places, found.choices, aware.planes, aware.filter_of, strict=True):
             sides = (row if choice.row is not None else 0, column if choice.column is not None else 0)
-            codings[place] = (Plane(CLASSED, 0, planes[place].width, *sides, first, classes, choice.shift), choice)
-    coarse = min(OPTIONS, key=lambda one: _bits_of_tables(counts, one))
-    return codings, [written(each, coarse) for each in counts], coarse
+            filter = number and number + len(filters)
+            plane = Plane(CLASSED, 0, symbols.width, *sides, base + choice.first, choice.classes, choice.shift, filter)
+            codings[at] = _Coding(plane, choice, symbols, fitted[number - 1] if number else None)
+        filters += fitted
+    return codings, counts, filters
 
 
-def _plain(plane: Symbols) -> tuple[Plane, Choice | None]:
+def _plain(plane: Symbols) -> _Coding:
     """As it is where it says nothing, or where coding saves nothing."""
     if not len(plane.values) or (plane.values == plane.values[0]).all():
         value = int(plane.values[0]) if len(plane.values) else 0
         if value < 256:
-            return Plane(CONSTANT, value), None
+            return _Coding(Plane(CONSTANT, value), None, plane)
     if len(plane.level) <= 256 and price(np.bincount(plane.values)[None])[0] > WORTH * 8 * len(plane.values):
-        return Plane(RAW), None
-    return Plane(CLASSED), None
-
-
-def _bits_of_tables(counts: Sequence[np.ndarray], coarse: int) -> float:
-    """What the tables take, and what is coded with them."""
-    tables = [written(each, coarse) for each in counts]
-    coded = sum(float((each * code_lengths(table)).sum()) for each, table in zip(counts, tables, strict=True))
-    return coded + 8 * len(coded_tables(tables, coarse)[1])
+        return _Coding(Plane(RAW), None, plane)
+    return _Coding(Plane(CLASSED), None, plane)
 
 
 # --- bytes
 
 
-def _chunks(source: _Source, own: Sequence[tuple[Plane, Choice | None]]) -> list[tuple[bytes, slice]]:
-    """The bytes of each chunk, and its items: only whole rows. Bit planes lie all across a tensor; it stays whole."""
+def _chunks(source: _Source, own: Sequence[_Coding]) -> list[tuple[int, slice]]:
+    """The bytes that each chunk gives, and its items: only whole rows and kernels."""
     whole, items = len(source.data), len(source.taken.planes[0].values)
-    if source.taken.kind == PLANES or max(whole, items) <= CHUNK_BYTES:
-        return [(source.data, slice(None))]
-    width = max(plane.width for plane, _ in own)  # where others have rows at all, they have these
+    if max(whole, items) <= CHUNK_BYTES:
+        return [(whole, slice(None))]
+    width = lcm(*(each.plane.width for each in own), *(len(each.filter.fitted.stages) for each in own if each.filter))
+    width = lcm(width, items // gcd(items, whole))  # and whole bytes
+    width = lcm(width, 8) if source.taken.kind == PLANES else width
     each = max(CHUNK_BYTES * items // max(whole, items) // width, 1) * width
-    while each * whole % items:  # whole bytes
-        each += width
-    starts = range(0, items, each)
     return [
-        (source.data[start * whole // items : min(start + each, items) * whole // items], slice(start, start + each))
-        for start in starts
+        ((min(start + each, items) - start) * whole // items, slice(start, start + each))
+        for start in range(0, items, each)
     ]
 
 
-def _coded(
-    source: Taken, own: Sequence[tuple[Plane, Choice | None]], tables: Sequence[np.ndarray], part: slice, length: int
-) -> bytes:
+def _coded(source: Taken, own: Sequence[_Coding], tables: Sequence[np.ndarray], part: slice) -> bytes:
     """A section: the sizes of all planes but the first, then these, then the first."""
     parts: list[bytes] = []
-    for symbols, (plane, choice) in zip(source.planes, own, strict=True):
+    for coding in own:
         here = _without_zeros(source, part) if parts and source.kind == FLOATS and source.low else part
-        parts.append(_plane(symbols.values[here], plane, choice, tables, here))
+        parts.append(_plane(coding, tables, here))
     return b"".join([*(_number(len(one)) for one in parts[1:]), *parts[1:], parts[0]])
 
 
@@ -250,7 +308,9 @@ def _without_zeros(source: Taken, part: slice) -> slice:
     return slice(start, start + count)
 
 
-def _plane(values: np.ndarray, plane: Plane, choice: Choice | None, tables: Sequence[np.ndarray], part: slice) -> bytes:
+def _plane(coding: _Coding, tables: Sequence[np.ndarray], part: slice) -> bytes:
+    plane, choice, symbols, filter = coding
+    values = symbols.values[part]
     if plane.coding == CONSTANT:
         return b""
     if plane.coding == RAW or choice is None:
@@ -258,19 +318,34 @@ def _plane(values: np.ndarray, plane: Plane, choice: Choice | None, tables: Sequ
     coder = Encoder()
     rows = len(values) // plane.width
     first = (part.start or 0) // plane.width
-    classes_RC = np.zeros((rows, plane.width), np.int32) - plane.shift
+    classes_RC = np.full((rows, plane.width), -plane.shift, np.int32)
     if choice.row is not None:
         coder.encode(choice.row[first : first + rows], tables[plane.row_table - 1])
         classes_RC += choice.row[first : first + rows, None].astype(np.int32)
     if choice.column is not None:
         coder.encode(choice.column, tables[plane.column_table - 1])
-        classes_RC += choice.column[None].astype(np.int32)
-    classes = np.clip(classes_RC, 0, plane.classes - 1).reshape(-1).astype(np.uint16)
-    ordered = values[np.argsort(classes, kind="stable")] if plane.classes > 1 else values
-    ends = np.cumsum(np.bincount(classes, minlength=plane.classes))
-    for at, (start, stop) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
-        coder.encode(ordered[start:stop], tables[plane.base_table - 1 + at])
+        classes_RC += choice.column.astype(np.int32)
+    used, classes = tables[plane.base_table - 1 : plane.base_table - 1 + plane.classes], classes_RC.reshape(-1)
+    if filter is None or symbols.foretold is None:
+        _encode(coder, values, classes, used)
+        return coder.to_bytes()
+    classes += np.searchsorted(filter.thresholds, symbols.foretold[part], side="right").astype(np.int32)
+    taps = len(filter.fitted.stages)
+    for stage in np.unique(filter.fitted.stages):
+        here = np.flatnonzero(filter.fitted.stages == stage)
+        now, its_classes = (one.reshape(-1, taps)[:, here].T.reshape(-1) for one in (values, classes))
+        _encode(coder, now, its_classes, used)
     return coder.to_bytes()
+
+
+def _encode(coder: Encoder, values: np.ndarray, classes: np.ndarray, tables: Sequence[np.ndarray]) -> None:
+    """Class by class."""
+    short = np.clip(classes, 0, len(tables) - 1).astype(np.uint8)
+    ordered = values[np.argsort(short, kind="stable")] if len(tables) > 1 else values
+    at = 0
+    for table, size in zip(tables, np.bincount(short, minlength=len(tables)).tolist(), strict=True):
+        coder.encode(ordered[at : at + size], table)
+        at += size
 
 
 def _index_of_tables(tables: Sequence[Written], slope: int, coarse: int) -> bytes:
@@ -278,7 +353,14 @@ def _index_of_tables(tables: Sequence[Written], slope: int, coarse: int) -> byte
     return _number(len(tables)) + shapes + _number(slope) + _number(coarse)
 
 
-def _stream(source: _Source, planes: Sequence[Plane], chunks: Sequence[int]) -> bytes:
+def _filter(filter: _Filter) -> bytes:
+    stages, weights_TT, _ = filter.fitted
+    weights = weights_TT[stages[:, None] > stages].astype(np.int8).tobytes()
+    parts = [_number(len(stages)), *map(_number, stages.tolist()), weights]
+    return b"".join([*parts, _number(len(filter.thresholds)), *map(_number, filter.thresholds)])
+
+
+def _stream(source: _Source, planes: Sequence[Plane], chunks: int) -> bytes:
     found = source.taken
     parts = [_number(found.kind), _number(found.unit), _number(found.low)]
     if found.values:
@@ -290,9 +372,8 @@ def _stream(source: _Source, planes: Sequence[Plane], chunks: Sequence[int]) -> 
             parts.append(_number(plane.value))
         if plane.coding == CLASSED:
             numbers = (plane.width, plane.row_table, plane.column_table, plane.base_table, plane.classes)
-            shift = 2 * plane.shift if plane.shift >= 0 else -2 * plane.shift - 1
-            parts += [*map(_number, numbers), _number(shift)]
-    return b"".join([*parts, _number(len(chunks)), *map(_number, chunks)])
+            parts += [*map(_number, numbers), _signed(plane.shift), _number(plane.filter)]
+    return b"".join([*parts, _number(chunks)])
 
 
 def _cuts(data: bytes, sources: Sequence[_Source]) -> tuple[bytes, bytes]:
@@ -302,12 +383,22 @@ def _cuts(data: bytes, sources: Sequence[_Source]) -> tuple[bytes, bytes]:
         for stream, source in enumerate(sources)
         for span, base in zip(source.members, source.bases, strict=True)
     )
-    coded, left, at = [_number(len(every))], [], 0
-    for offset, length, stream, base in every:
-        coded += map(_number, (offset - at, length, stream, base))
+    left, gaps, at = [], [], 0
+    for offset, length, _, _ in every:
+        gaps.append(offset - at)
         left.append(data[at:offset])
         at = offset + length
-    return b"".join(coded), b"".join([*left, data[at:]])
+    columns = [gaps, *([one[place] for one in every] for place in (1, 2, 3))]
+    coded = _number(len(every)) + b"".join(_number(value) for column in columns for value in column)
+    return coded, b"".join([*left, data[at:]])
+
+
+def _compressed(index: bytes, literals: int) -> bytes:
+    """With so many bits of the byte before as context; a dictionary as small as it may be takes less time."""
+    reach = min(max(1 << len(index).bit_length(), 1 << 12), 1 << 23)
+    preset = 9 | lzma.PRESET_EXTREME
+    options = {"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": reach, "lc": literals, "pb": 0}
+    return lzma.compress(index, lzma.FORMAT_RAW, filters=[options])
 
 
 def _header(model_bytes: int, base: bytes | None, sections: Sequence[tuple[bytes, int]]) -> bytes:
@@ -328,6 +419,10 @@ def _number(value: int) -> bytes:
         value >>= 7
     found.append(value)
     return bytes(found)
+
+
+def _signed(value: int) -> bytes:
+    return _number(2 * value if value >= 0 else -2 * value - 1)
 
 
 def weights_in(span: Span, kind: int, unit: int) -> int:

@@ -34,12 +34,35 @@ PRECISION = 24  # bits of a probability
 STEPS = 16  # of an octave in which table entries are written
 MANTISSAS = (1024, 1069, 1117, 1166, 1218, 1272, 1328, 1387, 1448, 1512, 1579, 1649, 1722, 1798, 1878, 1961)
 TOP = 24 * STEPS  # the largest entry
+WEIGHTS = np.array([0, *(MANTISSAS[entry % STEPS] << entry // STEPS for entry in range(1, TOP + 1))])  # of entries
 LARGEST_ALPHABET = 1 << 16
-MOST_CLASSES = 1 << 16
+MOST_CLASSES = 256
+MOST_SCALES = 256  # of rows, or of columns
+MOST_SHIFT = 1 << 12  # either way
+MOST_FILTERS = 64
+MOST_TAPS = 64
+MOST_THRESHOLDS = 32
 ALL_ALPHABETS = 1 << 20  # together, and 64 for each byte of the file
 SHORTEST_CUT = 8  # bytes
-STORED, LZMA, INTEGERS, WORDS, FLOATS, FEW, PLANES = range(7)  # how the bytes of a stream are made, rule 7
+PHRASES = (  # of graphs, each a byte from 192 on, rule 5
+    b'\x05batch|\x12\x13\n\x11\x08\x01\x12\r\n\x07\x12\x05batch\n\x02\x08|"\x03Add|"\x04Cast*\t\n\x02to\x18|'
+    b'"\x04Cast*\t\n\x02to\x18\x01\xa0\x01\x02|"\x04Clip|"\x04Conv|"\x04Gelu|"\x04Gemm|"\x04Relu|"\x06Gather|'
+    b'"\x06MatMul|"\x07MaxPool|"\x07Reshape|"\tTranspose|"\tUnsqueeze|"\nReduceMean|"\x10DequantizeLinear|'
+    b'"\x12BatchNormalization|"\x12LayerNormalization|"\x15DynamicQuantizeLinear|*\x0b\n\x04axis\x18|'
+    b"*\x0c\n\x05group\x18|*\x0c\n\x05group\x18\x01\xa0\x01\x02|*\r\n\x06transA\x18\x00\xa0\x01\x02|"
+    b"*\r\n\x06transB\x18\x01\xa0\x01\x02|*\x0e\n\x04beta\x15\x00\x00\x80?\xa0\x01\x01|"
+    b"*\x0f\n\x05alpha\x15\x00\x00\x80?\xa0\x01\x01|*\x0f\n\x08keepdims\x18\x01\xa0\x01\x02|*\x10\n\tallowzero\x18|"
+    b"*\x10\n\tceil_mode\x18\x00\xa0\x01\x02|*\x11\n\x04pads@|*\x11\n\x04pads@\x00@\x00@\x00@\x00\xa0\x01\x07|"
+    b"*\x11\n\x07epsilon\x15|*\x12\n\tdilations@\x01@\x01\xa0\x01\x07|*\x14\n\rstorage_order\x18\x00\xa0\x01\x02|"
+    b'*\x15\n\x08auto_pad"\x06NOTSET\xa0\x01\x03|*\x15\n\x0ckernel_shape@|'
+    b"*\x15\n\x0ckernel_shape@\x03@\x03\xa0\x01\x07|*\x1b\n\x14noop_with_empty_axes\x18\x00\xa0\x01\x02|.bias|"
+    b".running_|.weight|B\x04\n\x00\x10|QuantizeLinear|_DequantizeLinear_Output|_dequantized|_dequantized_cast|"
+    b"_dequantized_scaled|_indices|_quantized|_scale|_shape|_zero_point|conv|input|linear|main_graph|node_|output|"
+    b"pytorch|\xa0\x01\x02|\xa0\x01\x07"
+).split(b"|")
+INTEGERS, WORDS, FLOATS, FEW, PLANES = range(5)  # how the bytes of a stream are made, rule 7
 RAW, CONSTANT, CLASSED = range(3)  # how a plane of symbols is coded, rule 9
+SUMS = "the archive's index does not add up to its model"
 
 
 class Decoder(Protocol):
@@ -82,7 +105,7 @@ class Plane(NamedTuple):
     """Symbols of a stream, rule 9. Tables are counted from 1; 0 stands for none.
 
     Of rows of `width` symbols, that in row r and column c belongs to class row[r] + column[c] - shift, within bounds,
-    and is coded with the table `base_table` + class.
+    and is coded with the table `base_table` + class. `filter` is the one that knows a symbol by its neighbours.
     """
 
     coding: int
@@ -93,6 +116,23 @@ class Plane(NamedTuple):
     base_table: int = 0
     classes: int = 1
     shift: int = 0
+    filter: int = 0
+
+
+class Filter(NamedTuple):
+    """Symbols of a kernel by those decoded before, rule 11: stage by stage, all kernels of a tensor at once.
+
+    Attributes:
+        taps: in the order of stages.
+        ends: of each stage, among them.
+        weights_TT: of each tap, how much each other one says of it, both in that order.
+        thresholds: sizes of what is foretold, in sixteenths, that lift the class by one each; without any it is added.
+    """
+
+    taps: np.ndarray
+    ends: tuple[int, ...]
+    weights_TT: np.ndarray
+    thresholds: tuple[int, ...]
 
 
 class Stream(NamedTuple):
@@ -103,6 +143,7 @@ class Stream(NamedTuple):
         unit: bits of an item in INTEGERS and PLANES, bytes of one in the others.
         low: what symbol 0 stands for; 1 in FLOATS: where the first plane is 0 so are the others, which leave it out.
         values: of FEW, item by item.
+        known: how many symbols there are.
         section: the first of as many sections as there are chunks.
         chunks: bytes that each yields.
     """
@@ -111,6 +152,7 @@ class Stream(NamedTuple):
     unit: int
     low: int
     values: bytes
+    known: int
     planes: tuple[Plane, ...]
     section: int
     chunks: tuple[int, ...]
@@ -120,6 +162,7 @@ class Index(NamedTuple):
     """Rule 5: how the model's bytes are put together."""
 
     tables: tuple[np.ndarray, ...]
+    filters: tuple[Filter, ...]
     streams: tuple[Stream, ...]
     cuts: tuple[Cut, ...]
     skeleton: bytes
@@ -169,15 +212,14 @@ class Bytes:
 
     def number(self, most: int = 2**63 - 1) -> int:
         """An unsigned number, seven bits a byte, the lowest first."""
-        value, shift = 0, 0
-        while True:
-            byte = self.take(1)[0]
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                break
+        value, shift, byte = 0, 0, 128
+        while byte > 127:
             if shift > 63:
                 raise ArchiveError(f"{self.what} has a number of more than 64 bits; the file is damaged")
+            byte = self.data[self.at] if self.at < len(self.data) else self.take(1)[0]
+            self.at += 1
+            value |= (byte & 127) << shift
+            shift += 7
         if value > most:
             raise ArchiveError(f"{self.what} has {value:,} where at most {most:,} is allowed; the file is damaged")
         return value
@@ -198,7 +240,7 @@ def unpack(data: bytes, base: bytes | None = None, most: int = LIMIT_BYTES, deco
     Args:
         data: of the archive.
         base: of the model that it was packed against, if it was.
-        most: bytes of a model that are allocated.
+        most: bytes of a model that are allowed.
 
     Raises:
         ArchiveError: not an archive, of another version, damaged, larger than allowed, or of another base.
@@ -213,30 +255,27 @@ def parts(
     data: bytes, base: bytes | None = None, most: int = LIMIT_BYTES, decoder: type[Decoder] = Words
 ) -> Iterator[bytes]:
     """The same, piece by piece: of a tensor in several chunks, one is decoded at a time."""
-    try:
-        yield from _parts(data, base, most, decoder)
-    except MemoryError:
-        raise ArchiveError("the model does not fit into memory; unpack it where there is more of it") from None
-
-
-def _parts(data: bytes, base: bytes | None, most: int, decoder: type[Decoder]) -> Iterator[bytes]:
     header = read_header(data, most)
+    yield from pieces(data, header, read_index(data, header, decoder), base, decoder)
+
+
+def pieces(
+    data: bytes, header: Header, index: Index, base: bytes | None = None, decoder: type[Decoder] = Words
+) -> Iterator[bytes]:
+    """The same of an archive whose index is read already."""
     if header.base and (base is None or sha256(base).digest() != header.base):
-        wanted = header.base.hex()[:16]
         got = "none was given" if base is None else f"the one given begins {sha256(base).hexdigest()[:16]}"
         raise ArchiveError(
-            f"packed against a model whose SHA-256 begins {wanted}; {got}; give that model: `gossamer unpack --base`"
+            f"packed against a model whose SHA-256 begins {header.base.hex()[:16]}; {got}; give that model: "
+            "`gossamer unpack --base`"
         )
-    index = read_index(data, header, decoder)
     flows = [_Flow(data, header, index, stream, decoder) for stream in index.streams]
     at = 0
     for cut in index.cuts:
         yield index.skeleton[at : at + cut.gap]
         at += cut.gap
-        if cut.base:
-            yield _added(b"".join(flows[cut.stream].take(cut.length)), base or b"", cut, index.streams[cut.stream].unit)
-        else:
-            yield from flows[cut.stream].take(cut.length)
+        pieces = flows[cut.stream].take(cut.length)
+        yield from [_added(b"".join(pieces), base or b"", cut, index.streams[cut.stream].unit)] if cut.base else pieces
     yield index.skeleton[at:]
 
 
@@ -267,33 +306,30 @@ def read_header(data: bytes, most: int = LIMIT_BYTES) -> Header:
         )
     if model_bytes > most:
         raise ArchiveError(f"the model has {model_bytes:,} bytes, allowed are {most:,}; allow more if you want it")
-    if sum(section.decoded for section in sections[2:]) > model_bytes:
-        raise ArchiveError("the archive's sections hold more than its model; the file is damaged")
+    _refuse(sum(section.decoded for section in sections[2:]) > model_bytes, "the sections hold more than its model")
     return Header(model_bytes, base, tuple(sections))
 
 
 def read_index(data: bytes, header: Header, decoder: type[Decoder] = Words) -> Index:
     """Rules 5 to 8; everything is checked to add up to the model."""
     first, second = header.sections[:2]
-    if first.decoded > header.model_bytes + 64 * len(data) or second.decoded > 64 * len(data):
-        raise ArchiveError("the archive's index is too large for its model; the file is damaged")
+    most = 64 * len(data)
+    _refuse(first.decoded > header.model_bytes + most or second.decoded > most, "the index is too large for its model")
     index = Bytes(_lzma(section_of(data, first), first.decoded), "the archive's index")
     tables = _tables(index, section_of(data, second), second.decoded, len(data), decoder)
+    filters = tuple(_filter(index) for _ in range(index.number(MOST_FILTERS)))
     streams: list[Stream] = []
     section = 2
     for _ in range(index.number(len(header.sections) - 2)):
-        streams.append(_stream(index, section, len(header.sections), tables))
+        streams.append(_stream(index, header, section, tables, filters))
         section += len(streams[-1].chunks)
-    cuts = tuple(_cut(index, header, streams) for _ in range(index.number(header.model_bytes // SHORTEST_CUT)))
-    skeleton, held = index.rest(), [sum(stream.chunks) for stream in streams]
-    taken = [0] * len(streams)
+    cuts = _cuts(index, header, streams)
+    held, taken = [sum(stream.chunks) for stream in streams], [0] * len(streams)
     for cut in cuts:
         taken[cut.stream] += cut.length
-    whole = sum(cut.gap for cut in cuts) <= len(skeleton) and len(skeleton) + sum(held) == header.model_bytes
-    chunks = [chunk for stream in streams for chunk in stream.chunks]
-    if chunks != [each.decoded for each in header.sections[2:]] or taken != held or not whole:
-        raise ArchiveError("the archive's index does not add up to its model; the file is damaged")
-    return Index(tuple(tables), tuple(streams), cuts, skeleton)
+    skeleton = _spelled(index.rest(), header.model_bytes - sum(held))
+    _refuse(section != len(header.sections) or taken != held or sum(cut.gap for cut in cuts) > len(skeleton), SUMS)
+    return Index(tuple(tables), filters, tuple(streams), cuts, skeleton)
 
 
 def section_of(data: bytes, section: Section) -> bytes:
@@ -312,12 +348,16 @@ def frequencies(entries: np.ndarray) -> np.ndarray:
 
     Every symbol has at least one of the 2^24, so that all can be coded; what rounding leaves goes to the most frequent.
     """
-    entries = np.asarray(entries, np.int64)
-    weights = np.where(entries > 0, np.array(MANTISSAS, np.int64)[entries % STEPS] << entries // STEPS, 0)
+    weights = WEIGHTS[entries]
     total = max(int(weights.sum()), 1)
-    found = 1 + weights * ((1 << PRECISION) - len(entries)) // total
+    found: np.ndarray = 1 + weights * ((1 << PRECISION) - len(entries)) // total
     found[int(weights.argmax())] += (1 << PRECISION) - int(found.sum())
     return found
+
+
+def _refuse(damaged: object, what: str) -> None:
+    if damaged:
+        raise ArchiveError(f"{what}; the file is damaged")
 
 
 def _lzma(data: bytes, length: int) -> bytes:
@@ -340,45 +380,58 @@ def _tables(index: Bytes, coded: bytes, entries: int, file_bytes: int, decoder: 
         alphabet = index.number(LARGEST_ALPHABET)
         first = index.number(max(alphabet - 1, 0))
         shapes.append((alphabet, first, index.number(alphabet - first)))
-        if alphabet < 2 or not shapes[-1][2] or len(shapes) > entries:
-            raise ArchiveError("a table of the archive has nothing to tell apart; the file is damaged")
+        _refuse(alphabet < 2 or not shapes[-1][2] or len(shapes) > entries, "a table has nothing to tell apart")
     slope, coarse = index.number(TOP), index.number(STEPS)
-    if sum(count for _, _, count in shapes) != entries or not coarse:
-        raise ArchiveError("the archive's tables are not what its index promises; the file is damaged")
+    _refuse(sum(count for _, _, count in shapes) != entries or not coarse, "the tables are not what its index promises")
     if sum(alphabet for alphabet, _, _ in shapes) > ALL_ALPHABETS + 64 * file_bytes:
-        raise ArchiveError("the archive's tables are too large for it; the file is damaged")
+        raise ArchiveError("the tables are too large for it; the file is damaged")
     words = _words(coded, decoder)
     steps = words.decode(frequencies(np.maximum(TOP - slope * np.arange(2 * TOP + 2), 1)), entries).astype(np.int64)
     steps = np.where(steps % 2 == 0, steps // 2, -(steps // 2) - 1) * coarse
-    if not words.is_empty():
-        raise ArchiveError("the archive's tables do not end where they should; the file is damaged")
+    _refuse(not words.is_empty(), "the tables do not end where they should")
     found, at = [], 0
     for alphabet, first, count in shapes:
         table = np.zeros(alphabet, np.int64)
         table[first : first + count] = np.cumsum(steps[at : at + count])
-        if table.min() < 0 or table.max() > TOP:
-            raise ArchiveError("a table of the archive has an entry out of bounds; the file is damaged")
+        _refuse(table.min() < 0 or table.max() > TOP, "a table has an entry out of bounds")
         found.append(frequencies(table))
         at += count
     return found
 
 
-def _stream(index: Bytes, section: int, sections: int, tables: list[np.ndarray]) -> Stream:
+def _filter(index: Bytes) -> Filter:
+    """Rule 11."""
+    taps = index.number(MOST_TAPS)
+    stages, weights_TT = np.array([index.number(MOST_TAPS) for _ in range(taps)]), np.zeros((taps, taps), np.float32)
+    known_TT = stages[:, None] > stages
+    weights_TT[known_TT] = np.frombuffer(index.take(int(known_TT.sum())), np.int8) / 16
+    thresholds = tuple(index.number(1 << 20) for _ in range(index.number(MOST_THRESHOLDS)))
+    _refuse(not taps or not all(thresholds), "a filter has no taps, or a threshold of nothing")
+    order = stages.argsort(kind="stable")
+    ends = np.cumsum(np.unique(stages, return_counts=True)[1]).tolist()
+    return Filter(order, tuple(ends), weights_TT[np.ix_(order, order)], thresholds)
+
+
+def _stream(
+    index: Bytes, header: Header, section: int, tables: list[np.ndarray], filters: tuple[Filter, ...]
+) -> Stream:
     kind, unit, low = index.number(PLANES), index.number(16), index.number(255)
     values = index.take(index.number(LARGEST_ALPHABET) * unit) if kind == FEW else b""
-    wanted = {STORED: 0, LZMA: 0, WORDS: unit, FLOATS: unit}.get(kind, 1)
+    wanted = unit if kind in (WORDS, FLOATS) else 1
     if not unit or (kind in (WORDS, FLOATS) and unit not in (1, 2, 4, 8)) or index.number(16) != wanted:
-        raise ArchiveError("a stream of the archive has planes that its kind has not; the file is damaged")
+        raise ArchiveError("a stream has planes that its kind has not; the file is damaged")
     if kind in (INTEGERS, PLANES) and (unit > 8 or (kind == INTEGERS and 8 % unit)):
-        raise ArchiveError(f"a stream of the archive has integers of {unit} bits; the file is damaged")
-    planes = tuple(_plane(index, tables) for _ in range(wanted))
-    chunks = tuple(index.number() for _ in range(index.number(sections - section)))
-    if not chunks or not all(chunks):
-        raise ArchiveError("a stream of the archive has a chunk of no bytes; the file is damaged")
-    return Stream(kind, unit, low, values, planes, section, chunks)
+        raise ArchiveError(f"a stream has integers of {unit} bits; the file is damaged")
+    known = 1 << unit if kind in (INTEGERS, PLANES) else len(values) // unit if kind == FEW else 256
+    usable = len(filters) if kind in (INTEGERS, PLANES) else 0
+    planes = tuple(_plane(index, known, tables, usable) for _ in range(wanted))
+    count = index.number(len(header.sections) - section)
+    chunks = tuple(each.decoded for each in header.sections[section : section + count])
+    _refuse(not chunks or not all(chunks), "a stream has a chunk of no bytes")
+    return Stream(kind, unit, low, values, known, planes, section, chunks)
 
 
-def _plane(index: Bytes, tables: list[np.ndarray]) -> Plane:
+def _plane(index: Bytes, known: int, tables: list[np.ndarray], filters: int) -> Plane:
     coding = index.number(CLASSED)
     if coding == RAW:
         return Plane(RAW)
@@ -386,54 +439,76 @@ def _plane(index: Bytes, tables: list[np.ndarray]) -> Plane:
         return Plane(CONSTANT, index.number(255))
     most = len(tables)
     width, row, column, base = index.number(), index.number(most), index.number(most), index.number(most)
-    plane = Plane(CLASSED, 0, width, row, column, base, index.number(MOST_CLASSES), index.signed(2 * MOST_CLASSES))
-    if not width or not plane.base_table or not plane.classes or plane.base_table + plane.classes - 1 > most:
-        raise ArchiveError("a plane of the archive names tables that it has not; the file is damaged")
-    return plane
+    classes, shift = index.number(MOST_CLASSES), index.signed(2 * MOST_SHIFT)
+    filter = index.number(filters)
+    _refuse(not width or not base or not classes or base + classes - 1 > most, "a plane names tables that it has not")
+    scales = max((len(tables[side - 1]) for side in (row, column) if side), default=0)
+    _refuse(scales > MOST_SCALES, f"a plane has a table of {scales:,} scales, at most {MOST_SCALES} are allowed")
+    symbols = max(map(len, tables[base - 1 : base - 1 + classes]))
+    _refuse(symbols > known, f"a plane has symbols beyond the {known:,} that it may")
+    return Plane(CLASSED, 0, width, row, column, base, classes, shift, filter)
 
 
-def _cut(index: Bytes, header: Header, streams: list[Stream]) -> Cut:
-    cut = Cut(index.number(len(index.data)), index.number(header.model_bytes), index.number(), index.number())
-    if cut.stream >= len(streams) or cut.length < SHORTEST_CUT:
-        raise ArchiveError("a tensor of the archive is in no stream; the file is damaged")
-    stream = streams[cut.stream]
-    if cut.base and (not header.base or stream.kind != WORDS or cut.length % stream.unit):
-        raise ArchiveError("a tensor of the archive cannot be steps from a base; the file is damaged")
-    return cut
+def _cuts(index: Bytes, header: Header, streams: list[Stream]) -> tuple[Cut, ...]:
+    """Rule 6: all gaps, then all lengths, streams and bases."""
+    count = index.number(header.model_bytes // SHORTEST_CUT)
+    columns = ([index.number() for _ in range(count)] for _ in range(4))
+    cuts = tuple(map(Cut, *columns))
+    for cut in cuts:
+        _refuse(cut.stream >= len(streams) or cut.length < SHORTEST_CUT, "a tensor is in no stream")
+        plain = streams[cut.stream].kind != WORDS or cut.length % streams[cut.stream].unit
+        _refuse(cut.base and (plain or not header.base), "a tensor cannot be steps from a base")
+    return cuts
+
+
+def _spelled(data: bytes, length: int) -> bytes:
+    """Rule 5: the skeleton, with its phrases written out."""
+    lengths = np.ones(256, np.uint8)
+    lengths[192:] = [*map(len, PHRASES), 0]
+    _refuse(int(lengths[np.frombuffer(data, np.uint8)].sum()) != length, SUMS)
+    for at, phrase in enumerate(PHRASES):
+        data = data.replace(bytes([192 + at]), phrase)
+    first, *rest = data.split(b"\xff")
+    _refuse(not all(part and part[0] < 64 for part in rest), SUMS)
+    return first + b"".join(bytes([part[0] + 192]) + part[1:] for part in rest)
 
 
 class _Flow:
-    """The bytes of one stream, taken from the front; one chunk is held at a time."""
+    """The bytes of one stream, taken from the front; one chunk is held at a time, of bit planes all of them."""
 
     def __init__(self, data: bytes, header: Header, index: Index, stream: Stream, decoder: type[Decoder]) -> None:
-        self.data, self.header, self.tables, self.stream, self.decoder = data, header, index.tables, stream, decoder
+        self.data, self.header, self.index, self.stream, self.decoder = data, header, index, stream, decoder
         self.next, self.held, self.at = 0, b"", 0
 
     def take(self, length: int) -> Iterator[bytes]:
         """So many bytes, in pieces; the index was checked to have as many."""
         while length:
             if self.at == len(self.held):
-                section = self.header.sections[self.stream.section + self.next]
-                coded = section_of(self.data, section)
                 self.held, self.at = b"", 0  # let go of before there is another
-                self.held = chunk_of(coded, section.decoded, self.stream, self.tables, self.decoder)
-                self.next += 1
+                self.held = self._planes() if self.stream.kind == PLANES else self._chunk()
             piece = self.held[self.at : self.at + length]
             self.at += len(piece)
             length -= len(piece)
             yield piece
 
+    def _chunk(self) -> bytes:
+        section = self.header.sections[self.stream.section + self.next]
+        self.next += 1
+        return chunk_of(section_of(self.data, section), section.decoded, self.stream, self.index, self.decoder)
 
-def chunk_of(
-    coded: bytes, length: int, stream: Stream, tables: tuple[np.ndarray, ...], decoder: type[Decoder] = Words
-) -> bytes:
+    def _planes(self) -> bytes:
+        """Rule 7: the lowest bits of all chunks, then the next."""
+        parts = [self._chunk() for _ in self.stream.chunks]
+        each = [len(part) // self.stream.unit for part in parts]
+        return b"".join(
+            part[bit * size : (bit + 1) * size]
+            for bit in range(self.stream.unit)
+            for part, size in zip(parts, each, strict=True)
+        )
+
+
+def chunk_of(coded: bytes, length: int, stream: Stream, index: Index, decoder: type[Decoder] = Words) -> bytes:
     """The bytes that a section holds, rule 7."""
-    if stream.kind == STORED:
-        if len(coded) != length:
-            raise ArchiveError(f"a stored part has {len(coded):,} bytes, promised are {length:,}; the file is damaged")
-        return coded
-    if stream.kind == LZMA:
-        return _lzma(coded, length)
     bits = stream.unit if stream.kind in (INTEGERS, PLANES) else 8 * stream.unit
     items = length * 8 // bits
     if items * bits != length * 8 or (stream.kind == PLANES and items % 8):
@@ -441,98 +516,144 @@ def chunk_of(
     file = Bytes(coded, "a part of the archive")
     sizes = [file.number(len(coded)) for _ in stream.planes[1:]]
     parts = [file.take(size) for size in sizes]
-    parts.insert(0, file.rest())  # the first takes what is left
-    planes = [_symbols(parts[0], stream, 0, items, tables, decoder)]
+    planes = [_symbols(file.rest(), stream, 0, items, index, decoder)]  # the first takes what is left
     some = np.flatnonzero(planes[0]) if stream.kind == FLOATS and stream.low else None
-    for at, part in enumerate(parts[1:], 1):
-        found = _symbols(part, stream, at, items if some is None else len(some), tables, decoder)
+    for at, part in enumerate(parts, 1):
+        found = _symbols(part, stream, at, items if some is None else len(some), index, decoder)
         if some is not None:
             found, there = np.zeros(items, np.uint8), found
             found[some] = there
         planes.append(found)
-    return _joined(planes, stream, items)
+    return _joined(planes, stream)
 
 
-def _symbols(
-    coded: bytes, stream: Stream, at: int, count: int, tables: tuple[np.ndarray, ...], decoder: type[Decoder]
-) -> np.ndarray:
-    """Rule 9: the symbols of one plane, all of them such as rule 7 has a meaning for."""
-    symbols = _decoded(coded, stream.planes[at], count, tables, decoder)
-    known = 1 << stream.unit if stream.kind in (INTEGERS, PLANES) else 256
-    known = len(stream.values) // stream.unit if stream.kind == FEW else known
-    if count and int(symbols.max()) >= known:
-        raise ArchiveError(f"a part of the archive has symbols beyond the {known:,} that it may; the file is damaged")
+def _symbols(coded: bytes, stream: Stream, at: int, count: int, index: Index, decoder: type[Decoder]) -> np.ndarray:
+    """Rule 9: the symbols of one plane, uint8 or uint16, all of them such as rule 7 has a meaning for."""
+    plane = stream.planes[at]
+    if plane.coding == CLASSED and count:
+        return _classed(coded, plane, count, stream.known, index, decoder)
+    raw = plane.coding == RAW
+    _refuse(len(coded) != count * raw, f"a plane has {len(coded):,} of {count * raw:,} bytes")
+    symbols = np.frombuffer(coded, np.uint8) if raw else np.full(count, plane.value, np.uint8)
+    _refuse(symbols.max(initial=0) >= stream.known, f"a plane has symbols beyond the {stream.known:,} that it may")
     return symbols
 
 
-def _decoded(
-    coded: bytes, plane: Plane, count: int, tables: tuple[np.ndarray, ...], decoder: type[Decoder]
-) -> np.ndarray:
-    if plane.coding == CONSTANT or not count:
-        if coded:
-            raise ArchiveError("a plane of the archive that needs no bytes has some; the file is damaged")
-        return np.full(count, plane.value, np.uint8)
-    if plane.coding == RAW:
-        if len(coded) != count:
-            raise ArchiveError(f"a plane of the archive has {len(coded):,} of {count:,} bytes; the file is damaged")
-        return np.frombuffer(coded, np.uint8)
-    if count % plane.width:
-        raise ArchiveError(f"{count:,} symbols are no rows of {plane.width:,}; the file is damaged")
+def _classed(coded: bytes, plane: Plane, count: int, known: int, index: Index, decoder: type[Decoder]) -> np.ndarray:
+    filter = index.filters[plane.filter - 1] if plane.filter else None
+    taps = 1 if filter is None else len(filter.taps)
+    _refuse(
+        count % plane.width or count % taps, f"{count:,} symbols are no rows of {plane.width:,} and kernels of {taps}"
+    )
     words = _words(coded, decoder)
-    rows, columns = count // plane.width, plane.width
-    classes_RC = np.zeros((rows, columns), np.int32) - plane.shift
+    row = column = np.zeros(1, np.int16)
     if plane.row_table:
-        classes_RC += words.decode(tables[plane.row_table - 1], rows)[:, None]
+        row = words.decode(index.tables[plane.row_table - 1], count // plane.width).astype(np.int16)
     if plane.column_table:
-        classes_RC += words.decode(tables[plane.column_table - 1], columns)[None]
-    classes = np.clip(classes_RC, 0, plane.classes - 1).reshape(-1).astype(np.uint16)
-    order = np.argsort(classes, kind="stable") if plane.classes > 1 else np.arange(count)
-    sizes = np.bincount(classes)
-    found = [words.decode(tables[plane.base_table - 1 + at], int(sizes[at])) for at in np.flatnonzero(sizes)]
-    symbols = np.empty(count, np.int32)
-    symbols[order] = np.concatenate(found)
-    if not words.is_empty():
-        raise ArchiveError("a part of the archive does not end where it should; the file is damaged")
-    return symbols
+        column = words.decode(index.tables[plane.column_table - 1], plane.width).astype(np.int16)
+    classes_RC = np.broadcast_to((row - plane.shift)[:, None] + column, (count // plane.width, plane.width))
+    tables = index.tables[plane.base_table - 1 : plane.base_table - 1 + plane.classes]
+    if filter is not None and filter.thresholds:
+        symbols = _folded(words, classes_RC.reshape(-1, taps), tables, filter, known)
+    else:
+        symbols = _by_class(words, classes_RC.reshape(-1), tables, known)
+    _refuse(not words.is_empty(), "a part of the archive does not end where it should")
+    return symbols if filter is None or filter.thresholds else _summed(symbols.reshape(-1, taps), filter, known)
+
+
+def _by_class(words: Decoder, classes_N: np.ndarray, tables: tuple[np.ndarray, ...], known: int) -> np.ndarray:
+    """Rule 9: symbols of class 0, then of class 1 and so on, each put where it belongs."""
+    kind = np.uint8 if known <= 256 else np.uint16
+    if len(tables) == 1:
+        return words.decode(tables[0], len(classes_N)).astype(kind)
+    short_N = np.clip(classes_N, 0, len(tables) - 1).astype(np.uint8)
+    order_N, symbols_N, start = short_N.argsort(kind="stable"), np.empty(len(short_N), kind), 0
+    ends = short_N[order_N].searchsorted(np.arange(len(tables), dtype=np.uint8), side="right")
+    for table, stop in zip(tables, ends.tolist(), strict=True):
+        symbols_N[order_N[start:stop]] = words.decode(table, stop - start).astype(kind)
+        start = stop
+    return symbols_N
+
+
+def _summed(symbols_NT: np.ndarray, filter: Filter, known: int) -> np.ndarray:
+    """Rule 11 without thresholds. Sums are sixteenths below 2^16, which float32 adds up without a rest in any order."""
+    symbols_TN, start = np.take(symbols_NT.T, filter.taps, 0), 0
+    numbers_TN = np.empty(symbols_TN.shape, np.float32)
+    for stop in filter.ends:
+        if start:
+            foretold_TN = filter.weights_TT[start:stop, :start] @ numbers_TN[:start] + np.float32(0.5)
+            symbols_TN[start:stop] += np.floor(foretold_TN, out=foretold_TN).astype(np.int32).astype(np.uint8)
+            symbols_TN[start:stop] &= known - 1
+        numbers_TN[start:stop] = symbols_TN[start:stop]
+        numbers_TN[start:stop] -= known // 2
+        start = stop
+    return _in_place(symbols_TN, filter)
+
+
+def _folded(
+    words: Decoder, classes_NT: np.ndarray, tables: tuple[np.ndarray, ...], filter: Filter, known: int
+) -> np.ndarray:
+    """Rule 11 with thresholds."""
+    classes_TN, start = np.take(classes_NT.T, filter.taps, 0), 0
+    symbols_TN, numbers_TN = np.empty(classes_TN.shape, np.uint8), np.empty(classes_TN.shape, np.float32)
+    for stop in filter.ends:
+        foretold_TN = filter.weights_TT[start:stop, :start] @ numbers_TN[:start]
+        if start:  # before, nothing is foretold
+            sizes_TN, lifts_TN = np.abs(foretold_TN), np.zeros(foretold_TN.shape, np.uint8)
+            for threshold in sorted(set(filter.thresholds)):
+                lifts_TN += (sizes_TN >= threshold / 16) * np.uint8(filter.thresholds.count(threshold))
+            classes_TN[start:stop] += lifts_TN
+        found_N = _by_class(words, classes_TN[start:stop].reshape(-1), tables, known)
+        turned_TN = np.negative((foretold_TN < 0).view(np.uint8))  # 0 or 255
+        symbols_TN[start:stop] = ((found_N.reshape(turned_TN.shape) ^ turned_TN) - turned_TN) & (known - 1)
+        numbers_TN[start:stop] = symbols_TN[start:stop]
+        numbers_TN[start:stop] -= known // 2
+        start = stop
+    return _in_place(symbols_TN, filter)
+
+
+def _in_place(symbols_TN: np.ndarray, filter: Filter) -> np.ndarray:
+    """Kernel by kernel, from the order of stages."""
+    found_TN = np.empty_like(symbols_TN)
+    found_TN[filter.taps] = symbols_TN
+    found: np.ndarray = found_TN.T.reshape(-1)
+    return found
 
 
 def _words(coded: bytes, decoder: type[Decoder]) -> Decoder:
-    if len(coded) % 4:
-        raise ArchiveError(f"{len(coded):,} bytes are no whole number of words; the file is damaged")
+    _refuse(len(coded) % 4, f"{len(coded):,} bytes are no whole number of words")
     words = np.frombuffer(coded, "<u4").astype(np.uint32)
-    if len(words) and not words[-1]:
-        raise ArchiveError("the words of a part of the archive end with a zero; the file is damaged")
+    _refuse(len(words) and not words[-1], "the words of a part of the archive end with a zero")
     return decoder(words)  # type: ignore[call-arg]  # a protocol says nothing of how an instance is made
 
 
-def _joined(planes: list[np.ndarray], stream: Stream, items: int) -> bytes:
+def _joined(planes: list[np.ndarray], stream: Stream) -> bytes:
     """Rule 7: bytes of symbols."""
     if stream.kind == FEW:
         values = np.frombuffer(stream.values, np.uint8).reshape(-1, stream.unit)
         chosen: bytes = values[planes[0]].tobytes()
         return chosen
     if stream.kind in (WORDS, FLOATS):
-        raw = np.stack([plane.astype(np.uint8) for plane in planes[::-1]], axis=1)  # the lowest byte comes first
+        raw = np.stack(planes[::-1], axis=1)  # the lowest byte comes first
         whole = raw.reshape(-1).view(f"<u{stream.unit}")
         if stream.kind == FLOATS:
             whole = (whole >> 1) | (whole << (8 * stream.unit - 1))  # the sign was at the bottom
         joined: bytes = whole.astype(f"<u{stream.unit}").tobytes()
         return joined
-    unsigned = ((planes[0].astype(np.int64) + stream.low) & ((1 << stream.unit) - 1)).astype(np.uint8)
+    unsigned = (planes[0] + np.uint8(stream.low)) & np.uint8((1 << stream.unit) - 1)
     if stream.kind == PLANES:
         bits = unsigned.reshape(1, -1, 8) >> np.arange(stream.unit, dtype=np.uint8).reshape(-1, 1, 1) & 1
         return np.packbits(bits, axis=2, bitorder="little").tobytes()
     each = 8 // stream.unit
-    packed = np.zeros(len(unsigned) // each, np.uint8)
-    for place in range(each):
+    packed: np.ndarray = unsigned[::each].copy()
+    for place in range(1, each):
         packed |= unsigned[place::each] << (place * stream.unit)
     return packed.tobytes()
 
 
 def _added(steps: bytes, base: bytes, cut: Cut, unit: int) -> bytes:
-    """Rule 11: the base's integers and the steps from them, which lie in the bytes as signed numbers folded."""
-    if cut.base - 1 + cut.length > len(base):
-        raise ArchiveError("a tensor of the archive lies outside of its base; the file is damaged")
+    """Rule 12: the base's integers and the steps from them, which lie in the bytes as signed numbers folded."""
+    _refuse(cut.base - 1 + cut.length > len(base), "a tensor lies outside of its base")
     folded = np.frombuffer(steps, f"<u{unit}")
     before = np.frombuffer(base[cut.base - 1 : cut.base - 1 + cut.length], f"<u{unit}")
     found: bytes = (before + ((folded >> 1) ^ (0 - (folded & 1)))).astype(f"<u{unit}").tobytes()

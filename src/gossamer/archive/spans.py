@@ -19,7 +19,9 @@ ATTRIBUTE = {5: "tensor", 6: "graph", 10: "tensor", 11: "graph"}
 MODEL = {7: "graph", 25: "function"}
 FUNCTION = {7: "node"}
 INSIDE = {"model": MODEL, "graph": GRAPH, "node": NODE, "attribute": ATTRIBUTE, "function": FUNCTION}
-DIMS, DATA_TYPE, FLOAT_DATA, NAME, RAW_DATA = 1, 2, 4, 8, 9
+MODEL_GRAPH, GRAPH_OUTPUT = 7, 12
+DIMS, DATA_TYPE, FLOAT_DATA, NAME, RAW_DATA, LOCATION = 1, 2, 4, 8, 9, 14
+EXTERNAL = 1  # location
 FLOAT = 1
 DEPTH = 100  # graphs within graphs
 
@@ -48,14 +50,37 @@ def spans(data: bytes) -> list[Span]:
     Raises:
         ModelError: the bytes are no protocol buffer.
     """
+    view = memoryview(data)
     try:
-        found = list(_inside(memoryview(data), 0, len(data), "model", 0))
+        found = [span for begin, end in _inside(view, 0, len(data), "model", 0) for span in _tensor(view, begin, end)]
     except (IndexError, ValueError) as error:
         raise ModelError(f"not an ONNX file: {error}; give a model that onnx can read") from None
     return sorted(found)
 
 
-def _inside(data: memoryview, start: int, stop: int, kind: str, depth: int) -> Iterator[Span]:
+def outside(data: bytes) -> str:
+    """Why a model is not whole: a weight lies in another file, or there is no graph; or "".
+
+    Raises:
+        ModelError: the bytes are no protocol buffer.
+    """
+    view = memoryview(data)
+    try:
+        for begin, end in _inside(view, 0, len(data), "model", 0):
+            fields = {field: (first, last) for field, _, first, last in _fields(view, begin, end)}
+            if LOCATION in fields and _varint(view, *fields[LOCATION])[0] == EXTERNAL:
+                first, last = fields.get(NAME, (0, 0))
+                return f"the weight {data[first:last].decode('utf-8', 'replace')!r} lies in another file"
+        graphs = [
+            (begin, end) for field, wire, begin, end in _fields(view, 0, len(data)) if (field, wire) == (MODEL_GRAPH, 2)
+        ]
+        outputs = any(field == GRAPH_OUTPUT for begin, end in graphs for field, *_ in _fields(view, begin, end))
+    except (IndexError, ValueError) as error:
+        raise ModelError(f"not an ONNX file: {error}; give a model that onnx can read") from None
+    return "" if outputs else "there is no graph in it"
+
+
+def _inside(data: memoryview, start: int, stop: int, kind: str, depth: int) -> Iterator[tuple[int, int]]:
     if depth > DEPTH:
         raise ValueError(f"graphs lie more than {DEPTH} deep in each other")
     for field, wire, begin, end in _fields(data, start, stop):
@@ -63,7 +88,7 @@ def _inside(data: memoryview, start: int, stop: int, kind: str, depth: int) -> I
         if wire != 2 or inner is None:
             continue
         if inner == "tensor":
-            yield from _tensor(data, begin, end)
+            yield begin, end
         else:
             yield from _inside(data, begin, end, inner, depth + 1)
 

@@ -30,12 +30,14 @@ class Symbols(NamedTuple):
         width: symbols in a row.
         level: (alphabet,) float32, how large the number is that each symbol stands for, or
         logarithmic: how many octaves.
+        foretold: (N,) how large the neighbours say that a number is, where classes rise with it.
     """
 
     values: np.ndarray
     width: int
     level: np.ndarray
     logarithmic: bool = False
+    foretold: np.ndarray | None = None
 
 
 class Taken(NamedTuple):

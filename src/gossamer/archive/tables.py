@@ -19,6 +19,7 @@ OPTIONS = (2, 4)
 FLOORS = (1.0, 0.5, 0.0)  # of the largest frequency: those of all that occur, where others between them do not
 SLOPES = (4, 6, 8, 12, 16, 24, 32, 48, 64)
 SLOPE = 16  # that entries are fitted with
+TABLE_BITS = 40.0  # what a table takes beside its entries
 ENTRY_BITS = 0.4  # of an entry like the one before
 
 
@@ -44,19 +45,37 @@ def written(counts: np.ndarray, coarse: int) -> Written:
     return Written(len(counts), int(used[0]), entries * coarse)
 
 
-def smoothed(counts_TA: np.ndarray, coarse: int) -> list[np.ndarray]:
+def smoothed(every: Sequence[np.ndarray], coarse: int) -> list[np.ndarray]:
     """Counts as the tables that are cheapest in all give them back: their entries, and what is coded with them.
 
     Either all symbols between the first and the last that occur have an entry, or only those that occur.
     """
-    full = _fitted(counts_TA, coarse)
-    found = []
-    for counts, between in zip(counts_TA, full, strict=True):
-        used = counts > 0
-        tables = [between]
-        if 1 < used.sum() < len(used) - np.argmax(used) - np.argmax(used[::-1]):
-            tables += [used * np.maximum(counts, counts.max() * floor) for floor in FLOORS]
-        found.append(min(tables, key=lambda one: _bits(counts, one, coarse)))
+    found = list(every)
+    sizes = {len(counts) for counts in every}
+    for size in sizes:
+        places = [place for place, counts in enumerate(every) if len(counts) == size]
+        full = _fitted(np.array([every[place] for place in places]), coarse)
+        for place, between in zip(places, full, strict=True):
+            counts = every[place]
+            used = counts > 0
+            tables = [between]
+            if 1 < used.sum() < len(used) - np.argmax(used) - np.argmax(used[::-1]):
+                tables += [used * np.maximum(counts, counts.max() * floor) for floor in FLOORS]
+            found[place] = (
+                tables[0] if len(tables) == 1 else min(tables, key=lambda one: _bits(every[place], one, coarse))
+            )
+    return found
+
+
+def price(counts_GA: np.ndarray) -> np.ndarray:
+    """Bits of the symbols of each group and of a table that codes them, about.
+
+    A table takes half a logarithm for each entry (Rissanen 1978).
+    """
+    total_G = np.maximum(counts_GA.sum(axis=1), 1)
+    used_G = np.maximum((counts_GA > 0).sum(axis=1), 1)
+    bits_G = total_G * np.log2(total_G) - (counts_GA * np.log2(np.maximum(counts_GA, 1))).sum(axis=1)
+    found: np.ndarray = bits_G + TABLE_BITS + used_G / 2 * np.log2(1 + total_G / used_G)
     return found
 
 
@@ -120,14 +139,30 @@ def folded_steps(tables: Sequence[Written], coarse: int) -> np.ndarray:
 
 
 def coded_tables(tables: Sequence[Written], coarse: int) -> tuple[int, bytes]:
-    """The slope of the distribution that codes them in fewest bytes, and the bytes."""
+    """The slope of the distribution that codes them in fewest bits, and the bytes."""
     steps = folded_steps(tables, coarse)
-    found = []
-    for slope in SLOPES:
-        coder = Encoder()
-        coder.encode(steps, frequencies(np.maximum(TOP - slope * np.arange(2 * TOP + 2), 1)))
-        found.append((slope, coder.to_bytes()))
-    return min(found, key=lambda one: len(one[1]))
+    counts = np.bincount(steps, minlength=2 * TOP + 2)
+    slope = min(SLOPES, key=lambda one: float(counts @ _step_lengths(one)))
+    coder = Encoder()
+    coder.encode(steps, _step_frequencies(slope))
+    return slope, coder.to_bytes()
+
+
+def bits_of_tables(counts: Sequence[np.ndarray], coarse: int) -> float:
+    """What the tables of these counts take, and what is coded with them."""
+    tables = [written(each, coarse) for each in counts]
+    coded = sum(float((each * code_lengths(table)).sum()) for each, table in zip(counts, tables, strict=True))
+    return coded + 8 * len(coded_tables(tables, coarse)[1])
+
+
+def _step_frequencies(slope: int) -> np.ndarray:
+    return frequencies(np.maximum(TOP - slope * np.arange(2 * TOP + 2), 1))
+
+
+@lru_cache
+def _step_lengths(slope: int) -> np.ndarray:
+    lengths: np.ndarray = PRECISION - np.log2(_step_frequencies(slope).astype(np.float64))
+    return lengths
 
 
 class Encoder:

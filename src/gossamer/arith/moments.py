@@ -34,19 +34,27 @@ def loss(error_GOK: np.ndarray, moments: Moments) -> np.ndarray:
     return np.asarray(each if moments.rows_GO is None else each * moments.rows_GO)
 
 
+LOUD = 3  # samples as loud as the mean that are taken to have been seen, too
+
+
 def for_others(moments: Moments) -> Moments:
-    """H as it is likely to be on samples that were not seen: off the diagonal smaller, by K / (K + 3 rows).
+    """H as it is likely to be on samples that were not seen.
 
     A sample covariance of few rows shows directions without any energy, and a solver that believes it loses what it
-    gained (Ledoit and Wolf, 2004, shrink for that reason). The 3 was measured: a classifier of 1,280 inputs has a third
-    less error in 4 bits on unseen samples, with moments of 286 rows; where rows abound, little changes from 0 to 0.3.
+    gained (Ledoit and Wolf, 2004, shrink for that reason): off the diagonal it is smaller, by K / (K + 3 n). Positions
+    of one sample are alike, so n is the geometric mean of rows and samples. And a column that was silent may speak yet:
+    as if three more samples of white noise had been seen, as loud as the mean of all columns of all groups.
+
+    Both were measured: 1,280 inputs of a classifier and 286 samples, a third less error in 4 bits on unseen ones; 1,152
+    channels of 7 x 7 and 96 samples, 5 bits a weight at a rate, -32 instead of -24 dB, 2 to 4 dB of it by the first.
     """
-    if moments.h_GKK is None or not moments.rows:
+    if moments.h_GKK is None or not moments.rows or not moments.samples:
         return moments
     k = moments.h_GKK.shape[-1]
-    kept = 3 * moments.rows / (k + 3 * moments.rows)
-    h_GKK = moments.h_GKK * moments.h_GKK.dtype.type(kept)
-    h_GKK[:, range(k), range(k)] = moments.h_GKK[:, range(k), range(k)]
+    known, seen = 3 * (moments.rows * moments.samples) ** 0.5, moments.samples / (moments.samples + LOUD)
+    h_GKK = moments.h_GKK * moments.h_GKK.dtype.type(seen * known / (k + known))
+    energy_GK = moments.h_GKK[:, range(k), range(k)]
+    h_GKK[:, range(k), range(k)] = seen * energy_GK + (1 - seen) * energy_GK.mean(dtype=np.float64)
     return moments._replace(h_GKK=h_GKK)
 
 

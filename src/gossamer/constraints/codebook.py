@@ -20,11 +20,13 @@ class Codebook(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         k: entries of a table, 2 to 65,536; fewer are stored where a table has fewer weights to stand for.
         scope: one table for the tensor, or one for every output channel.
         dimension: of an entry.
+        rate: see `Grid`.
     """
 
     k: Annotated[int, msgspec.Meta(ge=2, le=65536)]
     scope: Literal["tensor", "channel"] = "tensor"
     dimension: Annotated[int, msgspec.Meta(ge=1)] = 1
+    rate: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
 
     def project(self, w_GOK: np.ndarray, k_shape: tuple[int, ...] = (), kept_GOV: np.ndarray | None = None) -> Indexed:
         """The nearest shared values: k-means, optimal or close to it for d = 1. Shared values stay exactly as they are.

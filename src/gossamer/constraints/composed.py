@@ -25,9 +25,11 @@ class Composed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     then: Grid | Codebook
 
     def __post_init__(self) -> None:
-        """Raises OptionError: low rank with a codebook, or with a split whose factors are more than two."""
+        """Raises OptionError: low rank with a codebook, a rate, or a split whose factors are more than two."""
         if isinstance(self.first, LowRank) and isinstance(self.then, Codebook):
             raise OptionError("low_rank goes with a grid, not with a codebook; for instance low_rank:32+grid:8")
+        if isinstance(self.first, LowRank) and self.then.rate:
+            raise OptionError("low_rank with a grid takes no rate; only grids and codebooks, sparse or not, do")
         if isinstance(self.first, LowRank) and self.first.split != "svd":
             raise OptionError(f"low_rank with a grid takes the split svd, not {self.first.split}; drop one of the two")
 

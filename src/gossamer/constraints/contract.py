@@ -15,6 +15,7 @@ In text, a name, its main number and options, with colons between them; two that
     codebook:16   codebook:16:channel   codebook:256:dimension=4
     low_rank:32   low_rank:0.9 (a share of the energy)   low_rank:32:tucker
     shared   sparse:0.7+grid:4   sparse:0.7+codebook:16   low_rank:32+grid:8
+    grid:8:tensor:rate=1e-7   codebook:16:rate=1e-7 (noise over signal that one bit of an archive is worth)
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ from gossamer.errors import OptionError
 Constraint = Grid | Sparse | Codebook | LowRank | Shared | Composed
 
 ALLOWED = {
-    "grid": "2 to 8 or 16 bits, tensor, channel or group=N, symmetric or asymmetric; for instance grid:4:group=64",
+    "grid": "2 to 8 or 16 bits, tensor, channel or group=N, symmetric or asymmetric, rate=R up to 1; "
+    "for instance grid:4:group=64",
     "sparse": "a ratio below 1 with or without block=ROWSxCOLUMNS, or N:M; for instance sparse:0.7 or sparse:2:4",
-    "codebook": "2 to 65536 entries, tensor or channel, dimension=N; for instance codebook:16:channel",
+    "codebook": "2 to 65536 entries, tensor or channel, dimension=N, rate=R up to 1; for instance codebook:16:channel",
     "low_rank": "a rank, or a share of the energy up to 1, svd, tucker or cp; for instance low_rank:32 or low_rank:0.9",
     "shared": "no options: shared",
 }
@@ -70,21 +72,32 @@ def as_text(constraint: Constraint) -> str:
     match constraint:
         case Composed(first=first, then=then):
             return f"{as_text(first)}+{as_text(then)}"
-        case Grid(bits=bits, symmetric=symmetric, granularity=granularity):
+        case Grid(bits=bits, symmetric=symmetric, granularity=granularity, rate=rate):
             words = ["grid", bits, "" if symmetric else "asymmetric"]
             words.append(granularity if granularity == "tensor" else "")
             words.append(f"group={granularity}" if isinstance(granularity, int) else "")
+            words.append(f"rate={rate!r}" if rate else "")
         case Sparse(pattern=(n, m)):
             words = ["sparse", n, m]
         case Sparse(ratio=ratio, block=(rows, columns)):
             words = ["sparse", repr(ratio), "" if rows == columns == 1 else f"block={rows}x{columns}"]
-        case Codebook(k=k, scope=scope, dimension=width):
+        case Codebook(k=k, scope=scope, dimension=width, rate=rate):
             words = ["codebook", k, scope if scope == "channel" else "", f"dimension={width}" if width > 1 else ""]
+            words.append(f"rate={rate!r}" if rate else "")
         case LowRank(rank=rank, energy_ratio=ratio, split=split):
             words = ["low_rank", repr(ratio) if rank is None else rank, split if split != "svd" else ""]
         case _:
             words = ["shared"]
     return ":".join(str(word) for word in words if word != "")
+
+
+def rate_of(constraint: Constraint) -> float:
+    """Noise over signal of the layer's output that one bit is worth; 0 where bits do not count."""
+    match constraint:
+        case Grid(rate=rate) | Codebook(rate=rate) | Composed(then=Grid(rate=rate) | Codebook(rate=rate)):
+            return rate
+        case _:
+            return 0.0
 
 
 def _single(part: str, text: str) -> Grid | Sparse | Codebook | LowRank | Shared:
@@ -153,6 +166,8 @@ def _option(name: str, word: str) -> tuple[str, Any]:
             return "scope", word
         case "codebook", ("dimension", "=", count) if count.isdigit():
             return "dimension", int(count)
+        case "grid" | "codebook", ("rate", "=", number) if _is_number(number):
+            return "rate", float(number)
         case "low_rank", ("svd" | "tucker" | "cp", "", _):
             return "split", word
     raise ValueError(f"{word!r} is no option of {name}")

@@ -19,11 +19,14 @@ class Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
         bits: of an integer.
         symmetric: the zero point is 0; else each scale has one of its own.
         granularity: one scale an output channel, or a tensor, or for so many consecutive weights along K.
+        rate: noise over signal of the layer's output that one bit of an archive is worth: above 0, the second-order
+            solver chooses integers that are short to write, too. It does not change what lies on the grid.
     """
 
     bits: Bits
     symmetric: bool = True
     granularity: Literal["channel", "tensor"] | Annotated[int, msgspec.Meta(ge=2)] = "channel"
+    rate: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
 
     def project(self, w_GOK: np.ndarray, k_shape: tuple[int, ...] = ()) -> weight_grid.Grid:
         """The nearest integers under scales that reach each share's largest magnitude (or both ends, if asymmetric).

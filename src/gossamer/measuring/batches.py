@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from math import inf
+from time import perf_counter
+from typing import TypeVar
 
 import numpy as np
 
@@ -10,14 +15,19 @@ from gossamer.nouns.samples import Batch, Samples
 from gossamer.runtimes.contract import Session
 
 Outputs = dict[str, np.ndarray]  # output name -> (B, ...)
+T = TypeVar("T")
+U = TypeVar("U")
 
 LARGEST_BATCH = 32
 BATCH_BYTES = 8_000_000  # of inputs; a network's activations are some ten times as big
+SMALL_BYTES = 16_000_000  # of weights: more takes long to read, so a call cannot be quick
+QUICK_S = 0.002  # for one sample; what such a call computes between its layers takes no memory worth mentioning
+MOST_WORKERS = 8
 SAME = 1e-3  # of the largest output: kernels for one sample and for many differ by rounding, far less than this
 
 
-def batch_size(session: Session, samples: Samples) -> int:
-    """How many samples to give the session in one call.
+def batch_size(session: Session, samples: Samples, limit_bytes: int = BATCH_BYTES) -> int:
+    """How many samples to give the session in one call, if it takes as many as it gets with inputs of `limit_bytes`.
 
     A model whose batch axis is fixed gets just that many. Else up to 32, if the first sample comes out the same
     alone and in company: a model that mixes samples (dynamic int8 takes its ranges over the whole batch, some
@@ -31,7 +41,59 @@ def batch_size(session: Session, samples: Samples) -> int:
     if not _independent(session, pair):
         return 1
     sample_bytes = sum(array.nbytes for array in pair.feeds.values()) // 2
-    return max(1, min(LARGEST_BATCH, BATCH_BYTES // max(1, sample_bytes)))
+    return max(1, min(LARGEST_BATCH, limit_bytes // max(1, sample_bytes)))
+
+
+def opened(
+    open_session: Callable[[int], Session], weight_bytes: int, samples: Samples, processors: int
+) -> tuple[Session, int]:
+    """A session for all samples, and how many calls of it are to be under way at once.
+
+    Calls of a quick model go side by side, one processor each: nobody waits for another, and no thread has to be woken,
+    which takes as long as its kernels. Others have their kernels shared among threads, call by call, as what a call
+    holds is not held twice.
+
+    Args:
+        open_session: opens the model for so many threads.
+    """
+    if processors > 1 and weight_bytes < SMALL_BYTES and len(samples):
+        session = open_session(1)
+        if session.shared and call_s(session, next(samples.first(1).batches(1)).feeds) < QUICK_S:
+            return session, workers(processors)
+    return open_session(processors), 1
+
+
+def workers(processors: int) -> int:
+    """How many quick calls to have under way at once."""
+    return min(processors, MOST_WORKERS)
+
+
+def call_s(session: Session, feeds: Mapping[str, np.ndarray]) -> float:
+    """Seconds of a second call; infinite if it fails, which whoever runs the samples will meet and explain."""
+    try:
+        session.run(feeds)
+        begin = perf_counter()
+        session.run(feeds)
+        return perf_counter() - begin
+    except Exception:  # onnxruntime's errors share no type
+        return inf
+
+
+def ahead(work: Callable[[T], U], items: Iterable[T], workers: int) -> Iterator[tuple[T, U]]:
+    """Each item with what comes of it, in order, while workers are at the next ones; one by one for one worker."""
+    if workers < 2:
+        yield from ((item, work(item)) for item in items)
+        return
+    waiting: deque[tuple[T, Future[U]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            waiting.append((item, pool.submit(work, item)))
+            if len(waiting) > workers:
+                first, made = waiting.popleft()
+                yield first, made.result()
+        while waiting:
+            first, made = waiting.popleft()
+            yield first, made.result()
 
 
 def run_batch(session: Session, feeds: Mapping[str, np.ndarray], size: int) -> Outputs:

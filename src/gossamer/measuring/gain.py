@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
-from gossamer.measuring.batches import Outputs
+from gossamer.measuring.batches import Outputs, ahead, batch_size, opened, run_batch
+from gossamer.measuring.means import CALL_BYTES
 from gossamer.measuring.noise import powers, ratio
 from gossamer.nouns.model import Model
-from gossamer.nouns.samples import Batch, Samples
-from gossamer.runtimes.contract import Session
+from gossamer.nouns.samples import Samples
 from gossamer.runtimes.onnxruntime import open_session
 
 
@@ -18,13 +19,13 @@ class Judge:
     """Holds outputs against the original's, on the same samples.
 
     Args:
-        expected: the original's outputs, in batches of its fixed size or else sample by sample.
-        samples: that they are of.
+        expected: the original's outputs, call by call.
+        calls: the samples that each call is of, all of one shape.
     """
 
-    def __init__(self, expected: Sequence[Outputs], samples: Samples, threads: int = 1) -> None:
+    def __init__(self, expected: Sequence[Outputs], calls: Sequence[Samples], threads: int = 1) -> None:
         self._expected = expected
-        self._samples = samples
+        self._calls = calls
         self._threads = threads
 
     def noise(self, model: Model) -> np.ndarray:
@@ -33,17 +34,17 @@ class Judge:
         Raises:
             CandidateError: the runtime refuses the model, or it misses an output.
         """
-        session = open_session(model, self._threads)
-        batches = self._samples.batches(session.static_batch or 1)
-        both = [_powers(session, batch, expected) for batch, expected in zip(batches, self._expected, strict=True)]
+        session, workers = opened(partial(open_session, model), model.weight_bytes(), self._calls[0], self._threads)
+        size = batch_size(session, self._calls[0], CALL_BYTES)
+        batches = (batch for call in self._calls for batch in call.batches(len(call)))
+        runs = ahead(lambda batch: run_batch(session, batch.feeds, size), batches, workers)
+        both = [
+            powers(got, expected, len(next(iter(batch.feeds.values()))))
+            for (batch, got), expected in zip(runs, self._expected, strict=True)
+        ]
         noise_ON, signal_ON = (np.concatenate(parts, axis=1) for parts in zip(*both, strict=True))
         total_O1 = np.broadcast_to(signal_ON.sum(axis=1, keepdims=True), noise_ON.shape)
         return np.asarray(ratio(noise_ON, total_O1).mean(axis=0))
-
-
-def _powers(session: Session, batch: Batch, expected: Outputs) -> tuple[np.ndarray, np.ndarray]:
-    got = dict(zip(session.outputs, map(np.asarray, session.run(batch.feeds)), strict=True))
-    return powers(got, expected, len(next(iter(batch.feeds.values()))))
 
 
 def is_gain(before_N: np.ndarray, after_N: np.ndarray) -> bool:

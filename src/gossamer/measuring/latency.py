@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
 from time import get_clock_info, perf_counter, sleep, thread_time
@@ -24,6 +25,7 @@ TURN_MS = 20.0  # a turn shorter than a scheduler's time slice would catch its n
 OWN_TURN_MS = 5.0  # unless the clock counts the thread's own time only
 FEWEST_ROUNDS = 5
 PATIENCE = 4  # times the budget that the fewest rounds may take, if single calls are slow
+NEIGHBOURS_S = 5.0  # for so long the idlest processors are taken to stay the idlest
 
 
 class Timing(NamedTuple):
@@ -163,7 +165,7 @@ def pinned(threads: int) -> Iterator[None]:
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
-    chosen = _idlest(threads)
+    chosen = _idlest(threads, tuple(sorted(os.sched_getaffinity(0))), int(perf_counter() / NEIGHBOURS_S))
     before = _affinities([0] if threads == 1 else _threads())
     try:
         for thread in before:
@@ -192,23 +194,23 @@ def _affinities(threads: list[int]) -> dict[int, set[int]]:
     return found
 
 
-def _set_affinity(thread: int, processors: set[int]) -> None:
+def _set_affinity(thread: int, processors: Collection[int]) -> None:
     try:
         os.sched_setaffinity(thread, processors)
     except OSError:  # the thread has ended, or a container forbids it: the measurement is still a measurement
         pass
 
 
-def _idlest(count: int) -> set[int]:
-    """Those processors, of the ones this process may use, that idled most in 40 ms."""
-    allowed = sorted(os.sched_getaffinity(0))
+@lru_cache(maxsize=1)
+def _idlest(count: int, allowed: tuple[int, ...], period: int) -> frozenset[int]:
+    """Those of the allowed processors that idled most in 40 ms; found out once a period, as many races are short."""
     if len(allowed) <= count:
-        return set(allowed)
+        return frozenset(allowed)
     before = _idle_ticks()
     sleep(0.04)
     after = _idle_ticks()
     idled = {processor: after.get(processor, 0) - before.get(processor, 0) for processor in allowed}
-    return set(sorted(allowed, key=lambda processor: -idled[processor])[:count])
+    return frozenset(sorted(allowed, key=lambda processor: -idled[processor])[:count])
 
 
 def _idle_ticks() -> dict[int, int]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from gossamer.measuring.batches import Outputs
+from gossamer.measuring.batches import Outputs, ahead, batch_size, opened
 from gossamer.nouns.model import Model
-from gossamer.nouns.samples import Samples
+from gossamer.nouns.samples import Batch, Samples
 from gossamer.runtimes.onnxruntime import open_session
 
 KEPT_BYTES = 64_000_000  # of outputs
+CALL_BYTES = 500_000  # of inputs in a call: samples of small pictures go together, where a call costs more than they do
 
 
 class Mean(NamedTuple):
@@ -57,10 +59,10 @@ class Kept:
             self._step *= 2
             self.outputs = {one: kept for one, kept in self.outputs.items() if one % self._step == 0}
 
-    def of(self, samples: Samples) -> Samples:
-        """Those of all samples whose outputs are kept."""
-        call_N = np.repeat(np.arange(len(self._sizes)), self._sizes)
-        return samples.take(np.flatnonzero(np.isin(call_N, list(self.outputs))))
+    def of(self, samples: Samples) -> list[Samples]:
+        """Those of all samples whose outputs are kept, call by call."""
+        ends = np.cumsum(self._sizes)
+        return [samples.take(np.arange(ends[call] - self._sizes[call], ends[call])) for call in self.outputs]
 
     def _bytes(self) -> int:
         return sum(array.nbytes for outputs in self.outputs.values() for array in outputs.values())
@@ -84,17 +86,22 @@ def half_means(
     Raises:
         CandidateError: the runtime refuses the model.
     """
-    session = open_session(model, threads)
-    size = session.static_batch or 1
+    session, workers = opened(partial(open_session, model), model.weight_bytes(), samples, threads)
+    most = batch_size(session, samples, CALL_BYTES)
     kept = kept or Kept(())
     sums: dict[str, np.ndarray] = {}  # (2 halves, 2 powers, O)
     counts = dict.fromkeys(names, np.zeros(2))
     wanted = list(dict.fromkeys((*names, *kept.names)))
-    for batch in samples.batches(size):
+
+    def run(batch: Batch) -> list[np.ndarray]:
         rows = len(next(iter(batch.feeds.values())))
-        filled = np.minimum(np.arange(size), rows - 1)  # the last sample fills up a batch of fixed size
-        feeds = {name: array[filled] for name, array in batch.feeds.items()}
-        arrays = dict(zip(wanted, session.run(feeds, wanted), strict=True))
+        filled = np.minimum(np.arange(session.static_batch or rows), rows - 1)  # the last one fills up a fixed batch
+        return session.run({name: array[filled] for name, array in batch.feeds.items()}, wanted)
+
+    for batch, given in ahead(run, samples.batches(most), workers):
+        rows = len(next(iter(batch.feeds.values())))
+        size = session.static_batch or rows
+        arrays = dict(zip(wanted, given, strict=True))
         kept.add(rows, {name: _rows(arrays[name], rows, size) for name in kept.names})
         for name in names:
             means_NO = sample_means(arrays[name], size)[:rows]

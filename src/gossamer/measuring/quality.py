@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from gossamer.errors import CandidateError, DataError, GossamerError, ModelError
-from gossamer.measuring.batches import Outputs, batch_size, reason, run_batch
+from gossamer.measuring.batches import Outputs, ahead, batch_size, reason, run_batch
 from gossamer.measuring.intervals import matched_pairs, student_t, wilson
 from gossamer.measuring.metrics import Metric, choose_metric, classifier_scores, score_batch
 from gossamer.measuring.noise import powers, ratio, to_db
@@ -66,11 +67,15 @@ def evaluate(original: Session, result: Session, samples: Samples, metric: Metri
     return compare(reference, score(result, samples, metric, reference))
 
 
-def score(session: Session, samples: Samples, metric: Metric, reference: Scores | None = None) -> Scores:
+def score(
+    session: Session, samples: Samples, metric: Metric, reference: Scores | None = None, workers: int = 1
+) -> Scores:
     """Score one model; `reference` are the original's scores on the same samples, None if this is the original.
 
+    More than one worker, as many calls at once, is for a session that can be shared, and whose calls are quick.
+
     The original's outputs are kept up to 256 MB; if they are bigger it runs again beside each candidate, in the same
-    pass over the samples. Memory is O(one batch) plus those.
+    pass over the samples. Memory is O(one batch a worker) plus those.
 
     Raises:
         DataError: there are no samples, or labels are missing or do not fit.
@@ -82,8 +87,12 @@ def score(session: Session, samples: Samples, metric: Metric, reference: Scores 
     size = batch_size(session, samples)
     tally = _Tally(metric)
     kept: list[Outputs] | None = [] if reference is None else None
-    for batch, expected in _beside(samples, reference or size):
-        got = _run(session, batch, size, tally.seen, ModelError if reference is None else CandidateError)
+    failure: type[GossamerError] = ModelError if reference is None else CandidateError
+
+    def run(item: _Numbered) -> Outputs:
+        return _run(session, item.batch, size, item.first, failure)
+
+    for (_, batch, expected), got in ahead(run, _numbered(_beside(samples, reference or size)), workers):
         tally.add(batch, got, got if expected is None else expected)
         kept = _keep(kept, got)
     return tally.scores(session, size, None if kept is None else tuple(kept))
@@ -184,6 +193,21 @@ def _beside(samples: Samples, reference: Scores | int) -> Iterator[tuple[Batch, 
     else:
         for batch in samples.batches(reference.batch):
             yield batch, run_batch(reference.session, batch.feeds, reference.batch)
+
+
+class _Numbered(NamedTuple):
+    """A batch, the number of its first sample, and the original's outputs where they are known."""
+
+    first: int
+    batch: Batch
+    expected: Outputs | None
+
+
+def _numbered(batches: Iterator[tuple[Batch, Outputs | None]]) -> Iterator[_Numbered]:
+    first = 0
+    for batch, expected in batches:
+        yield _Numbered(first, batch, expected)
+        first += len(next(iter(batch.feeds.values())))
 
 
 def _run(session: Session, batch: Batch, size: int, first: int, error_type: type[GossamerError]) -> Outputs:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from gossamer.arith.histogram import Observed, Tally
 from gossamer.errors import CandidateError, DataError, ModelError
+from gossamer.measuring.batches import ahead, opened
 from gossamer.measuring.fetching import with_outputs
 from gossamer.nouns.model import Model
-from gossamer.nouns.samples import Samples
+from gossamer.nouns.samples import Batch, Samples
 from gossamer.runtimes.contract import Session
 from gossamer.runtimes.onnxruntime import open_session
 
@@ -50,14 +52,20 @@ def observe(
     inputs = {value.name for value in model.ir.graph.inputs}
     fetched = [name for name in wanted if name not in inputs]
     tallies = {name: _Tallies(Tally(histogram=False), Tally(histogram=True)) for name in wanted}
-    session = open_session(with_outputs(model, fetched, "ranges"), threads)
-    size, fixed = _batch_size(session, fetched, samples)
+    fetching = partial(open_session, with_outputs(model, fetched, "ranges"))
+    session, workers = opened(fetching, model.weight_bytes(), samples, threads)
+    size, fixed = _batch_size(session, fetched, samples, workers)
     done = 0
+
+    def run(batch: Batch) -> tuple[Mapping[str, np.ndarray], dict[str, np.ndarray]]:
+        feeds = _padded(batch.feeds, size) if fixed else batch.feeds
+        return feeds, _run(session, fetched, feeds)
+
     with ThreadPoolExecutor(max_workers=1) as counter:
         counted = counter.submit(_count, {}, {}, 1, _Seen(0, 0, None))  # nothing yet
-        for batch in samples.batches(size):
-            feeds = _padded(batch.feeds, size) if fixed else batch.feeds
-            arrays = feeds | _run(session, fetched, feeds)
+        for batch, (feeds, fresh) in ahead(run, samples.batches(size), workers):
+            arrays = {**feeds, **fresh}
+            del fresh
             counted.result()
             rows = _rows(batch.feeds)
             seen_now = _Seen(done, rows, None if histogram else len(samples))
@@ -78,7 +86,7 @@ class _BatchSize(NamedTuple):
     fixed: bool
 
 
-def _batch_size(session: Session, fetched: Sequence[str], samples: Samples) -> _BatchSize:
+def _batch_size(session: Session, fetched: Sequence[str], samples: Samples, workers: int) -> _BatchSize:
     """The model's own batch size; or as many samples as fit in memory, if all tensors have one row for each."""
     shapes = [shape for _, shape in session.inputs.values()]
     if shapes and shapes[0] and isinstance(shapes[0][0], int) and shapes[0][0] > 0:
@@ -96,7 +104,7 @@ def _batch_size(session: Session, fetched: Sequence[str], samples: Samples) -> _
     ):
         return _BatchSize(1, False)
     one_bytes = sum(array.nbytes for array in (*one.values(), *alone.values()))
-    return _BatchSize(max(1, min(LARGEST_BATCH, BATCH_BYTES // max(one_bytes, 1))), False)
+    return _BatchSize(max(1, min(LARGEST_BATCH, BATCH_BYTES // workers // max(one_bytes, 1))), False)
 
 
 def _padded(feeds: Mapping[str, np.ndarray], size: int) -> dict[str, np.ndarray]:

@@ -65,6 +65,7 @@ class _Twins:
         self.outputs: list[str] = []
         self._graph = self.model.ir.graph
         self._nodes = {node.name: node for node in self._graph}
+        self._names = 0
         for layer in layers:
             if not shifts:
                 self._give(layer, self._add("Sub", self._twin_mean(layer), self._mean(layer, self._result(layer))))
@@ -131,7 +132,7 @@ class _Twins:
         self.outputs.append(error.name or "")
 
     def _constant(self, array: np.ndarray) -> ir.Value:
-        return add_initializer(self._graph, "twin", array)
+        return add_initializer(self._graph, self._name(), array)
 
     def _copy(self, node: ir.Node, *inputs: ir.Value | None) -> ir.Node:
         copy = ir.node(node.op_type, list(inputs), node.attributes, domain=node.domain, num_outputs=len(node.outputs))
@@ -140,10 +141,14 @@ class _Twins:
     def _add(self, op_type: str, *inputs: ir.Value | None) -> ir.Value:
         return self._append(ir.node(op_type, list(inputs))).outputs[0]
 
+    def _name(self) -> str:
+        self._names += 1
+        return fresh_name(self._graph, f"twin_{self._names}")
+
     def _append(self, node: ir.Node) -> ir.Node:
-        node.name = fresh_name(self._graph, "twin")
+        node.name = self._name()
         for output in node.outputs:
-            output.name = fresh_name(self._graph, "twin")
+            output.name = self._name()
         if node.domain:
             self._graph.opset_imports.setdefault(node.domain, 1)
         self._graph.append(node)

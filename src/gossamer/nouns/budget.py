@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from gossamer.errors import OptionError
 from gossamer.nouns.facts import Facts
 
-Minimize = Literal["latency", "size"]
+Minimize = Literal["latency", "size", "download"]
 UNITS = {"": 1, "b": 1, "bytes": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 LEAST_BARE = 1000  # a smaller whole number without a unit is as likely meant as a factor
 
@@ -21,7 +21,8 @@ class Budget:
 
     Attributes:
         max_drop: largest allowed fall of the metric, absolute (0.01 = one point of top-1).
-        minimize: what the chosen candidate is best in, among those that meet the floor and the limits.
+        minimize: what the chosen candidate is best in, among those that meet the floor and the limits: latency, bytes
+            on disk, or bytes of its archive (see `gossamer.pack`), which limits on bytes are about then, too.
         confident: test the floor on the confidence interval's bound instead of the point estimate.
         time_limit_s: seconds after which no candidate is begun and the best so far is verified; None for no limit.
         max_bytes: largest allowed bytes on disk; None for no limit.
@@ -40,8 +41,8 @@ class Budget:
     def __post_init__(self) -> None:
         if not isinstance(self.max_drop, (int, float)) or not 0 <= self.max_drop <= 1:
             raise OptionError(f"max_drop is {self.max_drop!r}; allowed is 0 to 1, absolute: 0.01 is one point")
-        if self.minimize not in ("latency", "size"):
-            raise OptionError(f"minimize is {self.minimize!r}; allowed are latency, size")
+        if self.minimize not in get_args(Minimize):
+            raise OptionError(f"minimize is {self.minimize!r}; allowed are {', '.join(get_args(Minimize))}")
         if not isinstance(self.confident, bool):
             raise OptionError(f"confident is {self.confident!r}; allowed are True and False")
         limit = self.time_limit_s

@@ -32,7 +32,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Bytes:
-    """Bytes on disk of everything needed to run."""
+    """Bytes on disk of everything needed to run; of the result's archive, where the download is what is minimised."""
 
     original: int
     result: int

@@ -27,7 +27,7 @@ import onnx_ir as ir
 from gossamer.arith.forms import Chained, Dense, Factored, Form, Indexed, stored_bits
 from gossamer.constraints.codebook import Codebook
 from gossamer.constraints.composed import Composed
-from gossamer.constraints.contract import Constraint, as_text, constraint_from_text
+from gossamer.constraints.contract import Constraint, as_text, constraint_from_text, rate_of
 from gossamer.constraints.grid import Grid
 from gossamer.constraints.low_rank import LowRank
 from gossamer.constraints.shared import Shared
@@ -45,7 +45,7 @@ from gossamer.nouns.plan import Scope
 from gossamer.nouns.prediction import Prediction
 from gossamer.passes.contract import Result, check_names, in_scope, nodes_in_scope
 from gossamer.solvers.contract import Solved
-from gossamer.solving import Answer, Solver, alike, rate_obstacle, solve_all
+from gossamer.solving import NO_RATE, Answer, Solver, alike, solve_all
 
 if TYPE_CHECKING:
     from gossamer.measuring.evidence import Evidence
@@ -66,8 +66,6 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         by_layer: node, by name or pattern -> a constraint of its own; a name counts before patterns, the first of them.
         solver: how they get there: at the least loss to the layer's output, or to the nearest point.
         sequential: for second_order: stage by stage, behind what is compressed already, towards the float outputs.
-        rate: for second_order, on grids and codebooks: noise of a layer's output over its signal that one bit of an
-            archive is worth; integers are then chosen for few bits, too.
         form: the nodes that make floats of integers on a grid, see `graph.grid_form`.
         embeddings: also the tables of Gather.
     """
@@ -76,7 +74,6 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     by_layer: dict[str, str] = {}
     solver: Solver = "second_order"
     sequential: bool = False
-    rate: float = 0.0
     form: grid_form.Wish = "fastest"
     embeddings: bool = True
 
@@ -102,8 +99,8 @@ def requires(model: Model, config: Config, scope: Scope) -> None:
         OptionError: names the node, and why it cannot; or there is no constraint of that text, no node of that name.
     """
     for text in dict.fromkeys((config.constraint, *config.by_layer.values())):
-        if reason := rate_obstacle(constraint_from_text(text), config.solver, config.rate):
-            raise OptionError(f"constrain_weights: {reason}")
+        if rate_of(constraint_from_text(text)) and config.solver == "nearest":
+            raise OptionError(f"constrain_weights: {text}: {NO_RATE}")
     check_names(config.by_layer, model, "constrain_weights: by_layer")
     left = _choose(model, config, scope).found.whole()
     for node in model.ir.graph:
@@ -136,7 +133,7 @@ def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None)
     def is_stored(weight: ir.Value, solved: Solved) -> bool:
         return not _obstacle_in_form(found.uses[weight][0], solved.form)
 
-    answers = solve_all(model, found.uses, aims, config.solver, evidence, config.sequential, config.rate, is_stored)
+    answers = solve_all(model, found.uses, aims, config.solver, evidence, config.sequential, is_stored)
     for weight, uses in list(found.uses.items()):
         if reason := _obstacle_in_form(uses[0], answers[weight].solved.form):
             found.leave(weight, reason)

@@ -187,15 +187,22 @@ def _add_grids(
         if not observed.finite:
             coarse[name] = f"its activation {name!r} holds minus infinity, as a mask does, which is no integer"
             continue
-        low, high = clip_range(observed, config.ranges, levels_of(config.activation), config.symmetric)
-        scale, zero_point = grids[name] = affine_parameters(low, high, config.activation, config.symmetric)
-        kept_db = grid_snr_db(observed, scale, zero_point) if observed.size else np.inf
+        kind = (name, "grid", config.activation, config.symmetric, config.ranges)
+        low, high, scale, zero_point, kept_db = evidence.once(model, kind, partial(_grid, observed, config))
+        grids[name] = scale, zero_point
         if kept_db < config.least_snr_db:
             coarse[name] = (
                 f"its activation {name!r} runs from {low:.4g} to {high:.4g}, and in steps of {float(scale):.3g} "
                 f"most of it would keep {kept_db:.0f} dB"
             )
     return coarse
+
+
+def _grid(observed: Observed, config: Config) -> tuple[float, float, np.ndarray, np.ndarray, float]:
+    """The range, its scale and zero point, and the dB that most of what was observed keeps in these steps."""
+    low, high = clip_range(observed, config.ranges, levels_of(config.activation), config.symmetric)
+    scale, zero_point = affine_parameters(low, high, config.activation, config.symmetric)
+    return low, high, scale, zero_point, grid_snr_db(observed, scale, zero_point) if observed.size else np.inf
 
 
 def _observed(model: Model, names: list[str], evidence: Evidence, histogram: bool) -> dict[str, Observed]:

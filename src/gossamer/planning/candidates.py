@@ -13,6 +13,7 @@ from gossamer.nouns.plan import ORIGINAL, Plan, Scope, Step, quantizing
 from gossamer.planning.features import Features
 from gossamer.runtimes.contract import Runtime
 
+LEAST_SHARE = 0.05  # of the weights: a head of a few classes behind convolutions gains no time that could be measured
 CLEAN = Plan("clean", (Step("fold_constants"), Step("fold_batchnorm")))  # what every plan begins with
 
 
@@ -25,9 +26,12 @@ def propose(found: Features, runtime: Runtime, minimize: Minimize, weight_bits: 
     """
     clean = prepare(found, runtime)
     plans = [Plan("float", clean)]
+    if minimize == "download":  # the rest is up to `shrinking`: integers between layers make no archive smaller
+        return Plan(ORIGINAL), *plans
     if found.convolutions:
         plans += _with_convolutions(found, clean, runtime, weight_bits)
-    if (found.products or found.tables) and runtime.FAST_DYNAMIC:
+    gains = found.product_share >= LEAST_SHARE or minimize != "latency"
+    if ((found.products and gains) or found.tables) and runtime.FAST_DYNAMIC:
         plans.append(Plan("dynamic int8", (*clean, Step("quantize_dynamic", _bits(weight_bits)))))
     if found.products and not found.convolutions:
         plans.append(_with_products(found, clean, runtime, weight_bits))

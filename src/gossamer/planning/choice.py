@@ -14,6 +14,7 @@ SAME_SPEED = 0.03  # two files of the same graph differ by this much on a noisy 
 SAME_SIZE = 0.005
 NEAR = 0.1  # what one race may turn around of what was timed at different moments
 MOST_FINALISTS = 10
+TRUE_DB = 33.0  # noise of a 45th of the outputs' size, which turns one answer in some hundreds
 
 
 def rank(tried: Sequence[Candidate], budget: Budget) -> list[Candidate]:
@@ -64,6 +65,12 @@ def finalists(tried: Sequence[Candidate], budget: Budget) -> list[Candidate]:
     best = max(gain(candidate, "latency") for candidate in meeting)
     near = [candidate for candidate in meeting if gain(candidate, "latency") >= best * (1 - NEAR)]
     return near[:MOST_FINALISTS]
+
+
+def is_true_enough(candidate: Candidate, budget: Budget) -> bool:
+    """Whether a truer one would be no more use: the floor holds on the whole interval, and the noise is faint."""
+    accuracy = _facts(candidate).accuracy
+    return candidate.met and accuracy.high <= budget.max_drop and accuracy.snr_db >= TRUE_DB
 
 
 def gain(candidate: Candidate, minimize: Minimize) -> float:

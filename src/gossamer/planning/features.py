@@ -26,6 +26,8 @@ class Features:
 
     Attributes:
         convolutions, products: layers of each kind, with a constant weight.
+        product_share: of all layers' weights, what products hold. It is at least their share of the multiply-adds, as
+            convolutions use each weight many times.
         depthwise: there are depthwise convolutions.
         narrow_stems: convolutions over at most four channels.
         first_blocks: these, with what follows them in depthwise nets.
@@ -37,6 +39,7 @@ class Features:
 
     convolutions: int
     products: int
+    product_share: float
     depthwise: bool
     narrow_stems: tuple[str, ...]
     first_blocks: tuple[str, ...]
@@ -50,9 +53,12 @@ def features(model: Model) -> Features:
     """Count what matters in the main graph."""
     nodes = list(model.ir.graph)
     layers = [found for node in nodes if not isinstance(found := layer_of(node), str)]
+    sizes = [layer.weight.const_value.size if layer.weight.const_value else 0 for layer in layers]
+    in_products = sum(size for layer, size in zip(layers, sizes, strict=True) if layer.node.op_type != "Conv")
     return Features(
         convolutions=sum(layer.node.op_type == "Conv" for layer in layers),
         products=sum(layer.node.op_type != "Conv" for layer in layers),
+        product_share=in_products / max(sum(sizes), 1),
         depthwise=any(is_depthwise(layer.node) for layer in layers),
         narrow_stems=tuple(layer.node.name or "" for layer in layers if is_narrow_stem(layer.node)),
         first_blocks=_first_blocks(layers),

@@ -6,6 +6,7 @@ measured. Noises of layers are summed, as if they were independent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gossamer.arith.forms import floats_of
-from gossamer.arith.moments import Moments
+from gossamer.arith.moments import Moments, loss
 from gossamer.constraints.contract import Constraint
 from gossamer.graph.weight_matrix import WeightMatrix
 from gossamer.graph.weight_uses import OPERATORS, read_alike, weight_uses
@@ -23,12 +24,13 @@ from gossamer.measuring.output_noise import output_noise
 from gossamer.nouns.model import Model
 from gossamer.planning.sensitivity import gains
 from gossamer.solvers import nearest
-from gossamer.solvers.options import Option, options
+from gossamer.solvers.options import Option, Solve, options
 from gossamer.solving import matrix_of, solved_once
 
 SAMPLES = 32  # for gains: noise is a mean over many values
 REFERENCE = 0.01  # noise over signal of a layer that is disturbed: far above rounding, far below where nets fall apart
-ESTIMATED = "estimated from nearest, as time was short"
+ESTIMATED = "estimated, as time was short"
+BETWEEN = "on the curve through those that were solved"
 
 
 class Entry(NamedTuple):
@@ -51,21 +53,28 @@ class Entry(NamedTuple):
         return self.gain * np.array([option.noise_ratio for option in self.options])
 
 
+# weight (G, O, K), its moments, what K was made of, how to solve or None where time is short, entries so far -> options
+Offer = Callable[
+    [np.ndarray, Moments, tuple[int, ...], Solve | None, Sequence[Entry]],
+    tuple[Option, ...],
+]
+
+
 def ledger(
     model: Model,
     evidence: Evidence,
-    constraints: Sequence[Constraint],
+    offer: Offer,
     skip: Sequence[str] = (),
     budget_s: float = 120.0,
     clock: Callable[[], float] = perf_counter,
 ) -> tuple[Entry, ...]:
-    """Solve for every weight under every constraint, and measure gains.
+    """Solve for what every weight could become, and measure gains.
 
     Args:
         model: with constants and norms folded, as the plan's first steps leave it.
+        offer: what that is: `each` of some constraints, or a `rate_ladder`.
         skip: nodes that stay as they are.
-        budget_s: of which solving takes up to three quarters: after that, losses are those of the nearest point times
-            what solving gained for other weights under the same constraint.
+        budget_s: of which solving takes up to three quarters; after that, losses are estimated from other weights'.
 
     Raises:
         ModelError, DataError, CandidateError: see `Evidence.moments` and `output_noise`.
@@ -73,15 +82,27 @@ def ledger(
     begin = clock()
     uses = uses_of(model, skip)
     moments = evidence.moments(model, list(uses))
-    entries: list[Entry] = []
-    for weight, readers in uses.items():
+    solved: list[Entry] = []
+    for weight in sorted(uses, key=lambda one: -math.prod(uses[one][0].shape_GOK)):  # what is estimated shall be small
         late = clock() - begin > 0.75 * budget_s
-        solve = nearest.solve if late else partial(solved_once, evidence, model, weight)
-        found = options(matrix_of(readers[0]), constraints, moments[weight], solve, readers[0].k_shape)
-        entries.append(Entry(weight, tuple(use.node.name or "" for use in readers), found))
-        if late:
-            entries[-1] = _estimated(entries[-1], entries[:-1])
+        solve = None if late else partial(solved_once, evidence, model, weight)
+        found = offer(matrix_of(uses[weight][0]), moments[weight], uses[weight][0].k_shape, solve, solved)
+        solved.append(Entry(weight, tuple(use.node.name or "" for use in uses[weight]), found))
+    by_weight = {entry.weight: entry for entry in solved}
+    entries = [by_weight[weight] for weight in uses]
     return _with_gains(entries, uses, moments, model, evidence, begin + budget_s - clock(), clock)
+
+
+def each(constraints: Sequence[Constraint]) -> Offer:
+    """An offer of these constraints to every weight, as far as they can apply to its shape."""
+
+    def offer(
+        w_GOK: np.ndarray, moments: Moments, k_shape: tuple[int, ...], solve: Solve | None, solved: Sequence[Entry]
+    ) -> tuple[Option, ...]:
+        found = options(w_GOK, constraints, moments, solve or nearest.solve, k_shape)
+        return found if solve else _estimated(found, solved)
+
+    return offer
 
 
 def uses_of(model: Model, skip: Sequence[str] = ()) -> dict[str, list[WeightMatrix]]:
@@ -91,18 +112,17 @@ def uses_of(model: Model, skip: Sequence[str] = ()) -> dict[str, list[WeightMatr
     return {weight.name or "": readers for weight, readers in found.items() if read_alike(readers)}
 
 
-def _estimated(entry: Entry, solved: Sequence[Entry]) -> Entry:
+def _estimated(found: Sequence[Option], solved: Sequence[Entry]) -> tuple[Option, ...]:
     """Losses of the nearest point, times what solving gained elsewhere under the same constraint."""
     shares: dict[Constraint | None, list[float]] = {}
     for other in solved:
         for option in other.options:
             if option.nearest_loss > 0 and option.reason != ESTIMATED:
                 shares.setdefault(option.constraint, []).append(option.loss / option.nearest_loss)
-    estimates = [
+    return tuple(
         option._replace(loss=option.loss * float(np.median(shares.get(option.constraint, [1.0]))), reason=ESTIMATED)
-        for option in entry.options
-    ]
-    return entry._replace(options=tuple(estimates))
+        for option in found
+    )
 
 
 def _with_gains(
@@ -126,8 +146,11 @@ def _with_gains(
         use, chosen = uses[weight][0], known[weight].constraint
         if chosen is None:
             return 0.0
-        form = solved_once(evidence, model, weight, matrix_of(use), chosen, moments[weight], use.k_shape).form
-        return noise({weight: use.from_matrix(floats_of(form))})
+        w_GOK = matrix_of(use)
+        real_GOK = floats_of(solved_once(evidence, model, weight, w_GOK, chosen, moments[weight], use.k_shape).form)
+        seen_ratio = float(loss(w_GOK - real_GOK, moments[weight]).sum()) / known[weight].zero_loss
+        heard_ratio = noise({weight: use.from_matrix(real_GOK)})  # of these samples, as that is
+        return heard_ratio * known[weight].noise_ratio / seen_ratio if seen_ratio > 0 else 0.0
 
     ratios = {weight: option.noise_ratio for weight, option in known.items()}
     found = gains(list(known), ratios, measure, max(budget_s, 0.0), clock)
@@ -136,4 +159,5 @@ def _with_gains(
 
 def _reference(entry: Entry) -> Option | None:
     noisy = [option for option in entry.options if option.noise_ratio > 0]
+    noisy = [option for option in noisy if option.reason not in (ESTIMATED, BETWEEN)] or noisy  # solved already
     return min(noisy, key=lambda one: abs(np.log(one.noise_ratio / REFERENCE)), default=None)

@@ -25,7 +25,7 @@ from gossamer.measuring.evidence import Evidence
 from gossamer.measuring.prices import price_list
 from gossamer.measuring.shapes import static_shapes
 from gossamer.nouns.model import Model
-from gossamer.planning.ledger import Entry, ledger, uses_of
+from gossamer.planning.ledger import Entry, each, ledger, uses_of
 from gossamer.planning.ways import FLOAT, Part, Prices, Shaped, Way, cost_ms, parts, shaped, ways
 from gossamer.runtimes.contract import Feeds, Runtime
 from gossamer.solvers import nearest
@@ -94,7 +94,7 @@ def price(model: Model, evidence: Evidence, place: Place, budget_s: float = 120.
     offered = {weight: found for weight, found in faster.items() if len(found) > 1}
     others = [node.name or "" for node in model.ir.graph if not _reads(node, offered)]
     left_s = max(budget_s - (perf_counter() - begin), 1.0)
-    entries = ledger(model, evidence, REFERENCES, others, left_s) if offered else ()
+    entries = ledger(model, evidence, each(REFERENCES), others, left_s) if offered else ()
     moments = evidence.moments(model, list(offered))
     rounding = _input_noise(layers, model, evidence)
     priced = []

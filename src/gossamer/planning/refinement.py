@@ -1,4 +1,8 @@
-"""The rounds after the first: variations of the best integer plan that differ in truth, not in speed."""
+"""The rounds after the first: variations of the best integer plan that differ in truth, not in speed.
+
+They take most of a search's time. Where the best plan is true enough as it is (see `choice.is_true_enough`), only the
+one is tried that gains most as a rule, for all the others together gain less than it does.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +10,30 @@ from collections.abc import Sequence
 
 import msgspec
 
-from gossamer.nouns.budget import Minimize
+from gossamer.nouns.budget import Budget
 from gossamer.nouns.plan import Plan, Step
 from gossamer.nouns.record import Candidate
-from gossamer.planning.choice import leader
+from gossamer.planning.choice import is_true_enough, leader
 from gossamer.planning.features import Features
 
 RANGES = ("minmax", "percentile", "l2")  # entropy and the others were never the best on real nets
 IN_ORDER = Step("correct_bias", {"statistics": "sequential"})
+LIKELIEST = "l2"  # to be the truest of them
 RANGES_OF_ENCODERS = ("minmax", "l2")  # clipping the outliers of a real encoder to a percentile cost 8 dB
 
 
-def refine(found: Features, tried: Sequence[Candidate], minimize: Minimize = "latency") -> tuple[Plan, ...]:
+def refine(found: Features, tried: Sequence[Candidate], budget: Budget) -> tuple[Plan, ...]:
     """The leading static plan with other ranges, with channels equalized, with other corrections and with none.
 
-    Where even that one breaks the floor, the truest static plan is varied as well, though it be slower.
+    Where even that one breaks the floor, the truest static plan is varied as well, though it be slower. Where it is
+    true enough, there is one variation.
     """
     static = [c for c in tried if c.facts and any(step.method == "quantize_static" for step in c.plan.steps)]
     if not static:
         return ()
-    best = leader(static, minimize)
+    best = leader(static, budget.minimize)
+    if is_true_enough(best, budget):
+        return (_variation(best.plan, LIKELIEST, False),)
     truest = max(static, key=lambda candidate: candidate.facts.accuracy.snr_db if candidate.facts else 0.0)
     bases = [best] if best.met or truest is best else [best, truest]
     return tuple(plan for base in bases for plan in _variations(base.plan, found))
@@ -43,38 +51,40 @@ def _variations(plan: Plan, found: Features) -> list[Plan]:
     return plans
 
 
-def round_by_loss(found: Features, tried: Sequence[Candidate], minimize: Minimize = "latency") -> tuple[Plan, ...]:
+def round_by_loss(found: Features, tried: Sequence[Candidate], budget: Budget) -> tuple[Plan, ...]:
     """The leading plan of all with weights rounded for the least error of what each layer computes.
 
-    Only where there are convolutions, whose weights are narrow and few; it takes as long as several other candidates.
+    Only where there are convolutions, whose weights are narrow and few, and where that plan is not true enough; it
+    takes as long as several other candidates.
     """
-    best = _best(tried, minimize)
+    best = _best(tried, budget)
     steps = tuple(
         msgspec.structs.replace(step, config={**step.config, "rounding": "second_order"})
         if step.method == "quantize_static"
         else step
-        for step in best.steps
+        for step in best.plan.steps
     )
-    if steps == best.steps or not found.convolutions:
+    if steps == best.plan.steps or not found.convolutions or is_true_enough(best, budget):
         return ()
-    return (Plan(f"{best.name}, rounded by loss", steps),)
+    return (Plan(f"{best.plan.name}, rounded by loss", steps),)
 
 
-def correct_in_order(found: Features, tried: Sequence[Candidate], minimize: Minimize = "latency") -> tuple[Plan, ...]:
+def correct_in_order(found: Features, tried: Sequence[Candidate], budget: Budget) -> tuple[Plan, ...]:
     """The leading plan of all with its biases corrected in order: the statistics taken anew behind corrected layers.
 
-    Only for depthwise nets, where errors add up over many narrow layers; it takes as long as several other candidates.
+    Only for depthwise nets, where errors add up over many narrow layers, and where that plan is not true enough; it
+    takes as long as several other candidates.
     """
-    best = _best(tried, minimize)
-    steps = tuple(IN_ORDER if step.method == "correct_bias" else step for step in best.steps)
-    if steps == best.steps or not found.depthwise:
+    best = _best(tried, budget)
+    steps = tuple(IN_ORDER if step.method == "correct_bias" else step for step in best.plan.steps)
+    if steps == best.plan.steps or not found.depthwise or is_true_enough(best, budget):
         return ()
-    return (Plan(f"{best.name}, biases in order", steps),)
+    return (Plan(f"{best.plan.name}, biases in order", steps),)
 
 
-def _best(tried: Sequence[Candidate], minimize: Minimize) -> Plan:
+def _best(tried: Sequence[Candidate], budget: Budget) -> Candidate:
     alive = [candidate for candidate in tried if candidate.facts]
-    return leader([candidate for candidate in alive if candidate.met] or alive, minimize).plan
+    return leader([candidate for candidate in alive if candidate.met] or alive, budget.minimize)
 
 
 def _variation(plan: Plan, ranges: str | None, equalized: bool) -> Plan:

@@ -298,7 +298,7 @@ def _again(case: Case, drop: float) -> str:
     asked = (
         f"gossamer compress {shlex.quote(case.model)} --data {shlex.quote(case.data)} --max-drop {per_mille / 10:g}%"
     )
-    size = " --minimize size" if case.budget.minimize == "size" else ""
+    size = f" --minimize {case.budget.minimize}" if case.budget.minimize != "latency" else ""
     return f"{asked}{size}{' --confident' if case.budget.confident else ''}{case.options}"
 
 

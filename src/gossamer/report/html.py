@@ -97,7 +97,7 @@ def _rows(record: Record) -> list[dict[str, Any]]:
             "detail": f"{spread}; {latency.threads} thread{'s' if latency.threads != 1 else ''}, {latency.runtime}",
         },
         {
-            "name": "Size on disk",
+            "name": "Download" if record.minimize == "download" else "Size on disk",
             "original": words.size_text(size.original),
             "result": words.size_text(size.result),
             "bars": _bars(size.original, size.result),

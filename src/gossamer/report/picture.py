@@ -1,4 +1,8 @@
-"""The picture of the candidates: accuracy drop over latency, the area of a dot its size on disk."""
+"""The picture of the candidates: accuracy drop over latency, the area of a dot its bytes.
+
+Where bytes are what is minimised they are the axis, on a logarithmic scale, and the area is the latency: the
+rate-accuracy curve of the search.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ class Dot(NamedTuple):
     """A candidate's place. `number` is its row in the table below the picture.
 
     `x_percent` is its latency in percent of the original's, from the ratio measured in turns: milliseconds of two
-    candidates come from different moments of a shared machine.
+    candidates come from different moments of a shared machine. Or its bytes in percent of the original's.
     """
 
     number: int
@@ -46,11 +50,22 @@ class Dot(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """What the axes show. Farther dots are drawn at the edge, as triangles."""
+    """What the axes show. Farther dots are drawn at the edge, as triangles. `left_percent` is 0 on a linear scale."""
 
+    left_percent: float
     right_percent: float
     bottom: float
     top: float
+
+    def share(self, x_percent: float) -> float:
+        """How far right something lies, from 0 to 1."""
+        if not self.left_percent:
+            return x_percent / self.right_percent
+        return math.log(x_percent / self.left_percent) / math.log(self.right_percent / self.left_percent)
+
+    def on_axis(self, x_percent: float) -> float:
+        """Where Plotly wants notes to stand."""
+        return math.log10(x_percent) if self.left_percent else x_percent
 
 
 def figure(record: Record, ranked: Sequence[Candidate]) -> dict[str, Any]:
@@ -78,18 +93,24 @@ def _dot(place: int, candidate: Candidate, record: Record, factor: float) -> Dot
     kind = "chosen" if candidate.plan.name == record.chosen else "met" if candidate.met else "missed"
     drop = facts.accuracy.drop
     low, high = (bound if math.isfinite(bound) else drop for bound in (facts.accuracy.low, facts.accuracy.high))
-    diameter_px = ORIGINAL_DIAMETER_PX * math.sqrt(facts.bytes.result / max(record.bytes.original, 1))
+    speed, bytes_percent = facts.latency_ms.ratio, 100 * facts.bytes.result / max(record.bytes.original, 1)
+    x_percent, area = (100 / speed, bytes_percent / 100) if record.minimize == "latency" else (bytes_percent, 1 / speed)
     return Dot(
         number=place,
         name=candidate.plan.name,
-        x_percent=100 / facts.latency_ms.ratio,
+        x_percent=x_percent,
         y_drop=factor * drop,
         low=factor * low,
         high=factor * high,
-        diameter_px=min(max(diameter_px, 9.0), 80.0),
+        diameter_px=min(max(_original_px(record) * math.sqrt(area), 9.0), 80.0),
         kind=kind,
         hover=_hover(place, candidate, facts, kind),
     )
+
+
+def _original_px(record: Record) -> float:
+    """Diameter of the original's ring."""
+    return ORIGINAL_DIAMETER_PX if record.minimize == "latency" else ORIGINAL_DIAMETER_PX / 2
 
 
 def _hover(place: int, candidate: Candidate, facts: Facts, kind: str) -> str:
@@ -114,8 +135,11 @@ def _frame(dots: Sequence[Dot], record: Record, factor: float) -> Frame:
     top = min(cap, max([1.3 * floor, 0.005 * factor, *(1.1 * dot.y_drop for dot in dots)]))
     lowest = min([0.0, *(dot.low for dot in dots)])
     bottom = max(1.05 * lowest, -0.6 * top) - 0.14 * top
-    slowest = max([100.0, *(dot.x_percent for dot in dots)])
-    return Frame(1.12 * min(slowest, 220.0), bottom, top)
+    farthest = max([100.0, *(dot.x_percent for dot in dots)])
+    if record.minimize == "latency":
+        return Frame(0.0, 1.12 * min(farthest, 220.0), bottom, top)
+    nearest = min([100.0, *(dot.x_percent for dot in dots)])
+    return Frame(max(nearest, 0.01) / 1.3, 1.3 * farthest, bottom, top)
 
 
 def _pinned(dot: Dot, frame: Frame) -> tuple[float, float, str]:
@@ -180,7 +204,7 @@ def _numbered(dots: Sequence[Dot], frame: Frame) -> set[int]:
     numbers = set()
     for dot in sorted(dots, key=lambda dot: dot.number):
         x_percent, y_drop, _ = _pinned(dot, frame)
-        x, y = x_percent / frame.right_percent, y_drop / (frame.top - frame.bottom)
+        x, y = frame.share(x_percent), y_drop / (frame.top - frame.bottom)
         if all(abs(x - other[0]) > NUMBER_SHARE[0] or abs(y - other[1]) > NUMBER_SHARE[1] for other in taken):
             taken.append((x, y))
             numbers.add(dot.number)
@@ -200,7 +224,7 @@ def _original(record: Record) -> dict[str, Any]:
         "hovertext": [f"{text}<br>{latency_text(record.latency_ms.original)}<br>{size_text(record.bytes.original)}"],
         "hoverinfo": "text",
         "marker": {
-            "size": ORIGINAL_DIAMETER_PX,
+            "size": _original_px(record),
             "color": "rgba(0,0,0,0)",
             "line": {"color": "var(--accent)" if chosen else "var(--ink)", "width": 3 if chosen else 1.5},
         },
@@ -208,7 +232,7 @@ def _original(record: Record) -> dict[str, Any]:
 
 
 def _front(dots: Sequence[Dot], frame: Frame) -> dict[str, Any]:
-    """The steps along which speed can only be had for accuracy (the Pareto front), the original included."""
+    """The steps along which speed or bytes can only be had for accuracy (the Pareto front), the original included."""
     best: list[tuple[float, float]] = []
     for x, y in sorted([(dot.x_percent, dot.y_drop) for dot in dots] + [(100.0, 0.0)]):
         if not best or y < best[-1][1]:
@@ -244,8 +268,8 @@ def _layout(record: Record, dots: Sequence[Dot], frame: Frame, factor: float) ->
         "showlegend": False,  # the page has one that wraps better
         "xaxis": {
             **axis,
-            "range": [0, frame.right_percent],
-            "title": {"text": "latency, % of the original's", "standoff": 10},
+            **_scale(frame),
+            "title": {"text": f"{'bytes' if frame.left_percent else 'latency'}, % of the original's", "standoff": 10},
         },
         "yaxis": {
             **axis,
@@ -254,6 +278,18 @@ def _layout(record: Record, dots: Sequence[Dot], frame: Frame, factor: float) ->
         },
         "shapes": _floor(frame.bottom, factor * record.max_drop),
         "annotations": _labels(record, dots, frame, factor),
+    }
+
+
+def _scale(frame: Frame) -> dict[str, Any]:
+    if not frame.left_percent:
+        return {"range": [0, frame.right_percent]}
+    marks = [by * 10.0**power for power in range(-2, 4) for by in (1, 2, 5)]
+    return {
+        "type": "log",
+        "range": [frame.on_axis(frame.left_percent), frame.on_axis(frame.right_percent)],
+        "tickvals": marks,
+        "ticktext": [f"{mark:g}" for mark in marks],
     }
 
 
@@ -271,7 +307,7 @@ def _labels(record: Record, dots: Sequence[Dot], frame: Frame, factor: float) ->
     floor = {"x": 1, "xref": "paper", "xanchor": "right", "y": factor * record.max_drop, "yanchor": "bottom"}
     labels = [{**floor, "text": f"floor: {lost}", "showarrow": False, "font": _font("var(--bad)", 12)}]
     original = "original, chosen" if is_untouched(record) else "original"
-    labels.append(_label(original, 100.0, 0.0, ORIGINAL_DIAMETER_PX / 2 + 10, frame))
+    labels.append(_label(original, 100.0, 0.0, _original_px(record) / 2 + 10, frame))
     for dot in dots:
         if dot.kind == "chosen":
             labels.append(_chosen_label(dot, dots, frame))
@@ -309,13 +345,14 @@ def _chosen_label(dot: Dot, dots: Sequence[Dot], frame: Frame) -> dict[str, Any]
 def _place(dot: Dot, frame: Frame) -> tuple[float, float]:
     """Where a dot is drawn, in shares of the picture."""
     x_percent, y_drop, _ = _pinned(dot, frame)
-    return x_percent / frame.right_percent, (y_drop - frame.bottom) / (frame.top - frame.bottom)
+    return frame.share(x_percent), (y_drop - frame.bottom) / (frame.top - frame.bottom)
 
 
 def _label(text: str, x_percent: float, y_drop: float, shift_px: float, frame: Frame) -> dict[str, Any]:
-    share = x_percent / frame.right_percent
+    share = frame.share(x_percent)
     anchor = "left" if share < 0.3 else "right" if share > 0.75 else "center"
-    place = {"x": x_percent, "xanchor": anchor, "xshift": {"left": 6, "right": -6, "center": 0}[anchor], "y": y_drop}
+    place: dict[str, Any] = {"x": frame.on_axis(x_percent), "y": y_drop}
+    place |= {"xanchor": anchor, "xshift": {"left": 6, "right": -6, "center": 0}[anchor]}
     return {
         **place,
         "yshift": shift_px,

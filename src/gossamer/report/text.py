@@ -36,7 +36,8 @@ def print_record(record: Record, console: Console) -> None:
     if record.interrupted:
         _line(console, "The run was interrupted: this is the best so far.", "yellow")
     console.print()
-    table = _before_after(record.accuracy, record.bytes, record.latency_ms, ("original", "result"))
+    what = "download" if record.minimize == "download" else "size"
+    table = _before_after(record.accuracy, record.bytes, record.latency_ms, ("original", "result"), what)
     if record.energy is not None:
         spent = (words.energy_text(record.energy.original_mj), words.energy_text(record.energy.result_mj))
         table.add_row("energy", *spent, words.energy_words(record.energy))
@@ -102,11 +103,14 @@ def print_archive(archive: Archive, console: Console) -> None:
         _line(console, f"packed against the model whose SHA-256 begins {archive.base[:16]}", "dim")
 
 
-def print_pack(facts: PackFacts, path: Path, console: Console) -> None:
+def print_pack(facts: PackFacts, path: Path, based: bool, console: Console) -> None:
     """What packing came to."""
     _line(console, f"{path}: {_archive_words(facts.bytes, facts.bits_per_weight)}")
     bound = words.number(facts.order0_bits_per_weight, 3)
     _line(console, f"each tensor by its own frequencies alone: {bound} bits a weight, at best", "dim")
+    if based:
+        saved = words.size_text(facts.base_saved) if facts.base_saved else "nothing, and is not needed to unpack"
+        _line(console, f"the base saves {saved}", "dim")
 
 
 def _archive_words(size: ArchiveBytes, bits_per_weight: float) -> str:
@@ -135,9 +139,11 @@ def _findings(record: Record, console: Console) -> None:
         console.print(grid)
 
 
-def _before_after(accuracy: Accuracy, size: Bytes, latency: Latency, names: tuple[str, str]) -> Table:
+def _before_after(
+    accuracy: Accuracy, size: Bytes, latency: Latency, names: tuple[str, str], what: str = "size"
+) -> Table:
     table = _table("", *names, "", numeric=(1, 2))
-    table.add_row("size", words.size_text(size.original), words.size_text(size.result), words.size_words(size))
+    table.add_row(what, words.size_text(size.original), words.size_text(size.result), words.size_words(size))
     spread = f"({words.number(latency.low, 2)} to {words.number(latency.high, 2)})"
     table.add_row(
         "latency",

@@ -160,7 +160,7 @@ def headline(record: Record) -> str:
     if is_untouched(record):
         return "Leave it as it is: nothing that was tried is better here and keeps the floor."
     figures = [speed_words(record.latency_ms), size_words(record.bytes)]
-    if record.minimize == "size":
+    if record.minimize != "latency":
         figures.reverse()
     gained = " and ".join(figure for figure in figures if figure != UNKNOWN)
     told = ", ".join(

@@ -36,6 +36,7 @@ class Session:
         outputs: name -> numpy dtype, None where numpy has none, in the model's order.
         threads: intra-op threads.
         runtime: name and version.
+        shared: `call` may be made from several threads at once.
     """
 
     call: Callable[[list[str] | None, Feeds], Sequence[np.ndarray]]
@@ -43,6 +44,7 @@ class Session:
     outputs: dict[str, np.dtype | None]
     threads: int
     runtime: str
+    shared: bool = False
 
     @property
     def static_batch(self) -> int | None:

@@ -56,7 +56,7 @@ def open_session(model: Model | Path, threads: int = 1, optimize: bool = True) -
         raise CandidateError(f"onnxruntime refuses the model: {_first_line(error)}") from error
     inputs = {value.name: (_dtype(value.type, value.name), tuple(value.shape)) for value in handle.get_inputs()}
     outputs = {value.name: _output_dtype(value.type) for value in handle.get_outputs()}
-    return Session(handle.run, inputs, outputs, threads, f"{NAME} {VERSION}")
+    return Session(handle.run, inputs, outputs, threads, f"{NAME} {VERSION}", shared=True)
 
 
 def _first_line(error: Exception) -> str:

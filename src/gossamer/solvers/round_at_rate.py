@@ -26,8 +26,9 @@ from gossamer.solvers.grid_problem import (
 _AROUND = np.geomspace(0.3, 2.5, 8)  # of the step that theory has for many bits a weight
 _NEARBY = (np.geomspace(0.6, 1.65, 7), np.geomspace(0.84, 1.19, 11))  # tried in full, around the best so far
 _NEARBY_LARGE = (np.geomspace(0.84, 1.19, 3), np.geomspace(0.94, 1.06, 3))  # where one try takes long
+FAR, NEARLY_ALL = 2.0, 0.9  # times the scales that reach the largest weights
 _ENOUGH = 0.999  # rounds end when they leave more than this of the total
-_ROUNDS = 2
+_ROUNDS = (1, 8)  # behind the first scales, and behind those near them
 
 
 def improved(problem: Problem, plain: Point, rate: float, search: bool) -> Point:
@@ -42,13 +43,19 @@ def improved(problem: Problem, plain: Point, rate: float, search: bool) -> Point
     """
     best, least = plain, total(plain, rate)
     large = problem.target_GKO.size * problem.target_GKO.shape[1] > LARGE
-    point = _coarser(problem, plain, rate, _AROUND[large :: 1 + large]) if search else plain
-    nearby = _NEARBY_LARGE if large else _NEARBY
-    for factors in nearby if search else (np.ones(1), np.ones(1)):
-        point = _settled(problem, _swept(problem, point, rate, factors), rate, search)
+    alone = large and problem.factor is None  # a large table: theory's step is as good as any, and a try takes long
+    point = _coarser(problem, plain, rate, np.ones(1) if alone else _AROUND[large :: 1 + large]) if search else plain
+    nearby = (np.ones(1), np.ones(1)) if alone else _NEARBY_LARGE if large else _NEARBY
+    for rounds, factors in zip(_ROUNDS, nearby if search else (np.ones(1), np.ones(1)), strict=True):
+        point = _settled(problem, _swept(problem, point, rate, factors), rate, search, rounds)
         now = total(point, rate)
         best, least = (point, now) if now < least else (best, least)
     return best
+
+
+def is_far(problem: Problem, start: Point, rate: float) -> bool:
+    """Whether the rate asks for coarser scales than would be chosen without it, for nearly all that have one."""
+    return bool((_step(problem, rate) > FAR * start.scale).mean() > NEARLY_ALL)
 
 
 def total(point: Point, rate: float) -> float:
@@ -64,14 +71,18 @@ def _coarser(problem: Problem, plain: Point, rate: float, around: np.ndarray) ->
     Steps around it are judged without compensation, each unknown for itself. (Plain scales all coarser by one factor
     were up to 11 % worse in the total, and seldom better.)
     """
-    worth = worth_of(problem)
-    shape = problem.target_GKO.shape
-    mean = pooled(problem, np.broadcast_to(worth, shape)) / pooled(problem, np.ones(shape))
-    step = np.sqrt(6 * rate / (np.log(2) * np.maximum(mean, np.finfo(np.float32).tiny)))
+    worth, step = worth_of(problem), _step(problem, rate)
     zero = plain.scale * np.float64(2) ** problem.bits  # a step that leaves nothing but zeros
     scales = [_safe(np.clip(by * step, plain.scale, zero)) for by in around]
     tried = [_alone(problem, plain._replace(scale=scale), worth, rate) for scale in scales]
     return min(tried, key=lambda one: total(one, rate))
+
+
+def _step(problem: Problem, rate: float) -> np.ndarray:
+    """In the shape of the scales."""
+    shape = problem.target_GKO.shape
+    mean = pooled(problem, np.broadcast_to(worth_of(problem), shape)) / pooled(problem, np.ones(shape))
+    return np.asarray(np.sqrt(6 * rate / (np.log(2) * np.maximum(mean, np.finfo(np.float32).tiny))))
 
 
 def _alone(problem: Problem, at: Point, worth: np.ndarray, rate: float) -> Point:
@@ -104,11 +115,11 @@ def _rounded(
     return round_in_order(target, lattice, problem.factor, priced(rows_GO, prices))
 
 
-def _settled(problem: Problem, point: Point, rate: float, refit: bool) -> Point:
+def _settled(problem: Problem, point: Point, rate: float, refit: bool, rounds: int) -> Point:
     """Coordinate descent, least squares for the scales and the code of the integers, in turn until nothing gains."""
     target, h = problem.target_GKO, problem.h_GKK
     best, least = point, total(point, rate)
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         integers, scale, zero, _ = point
         lattice = lattice_of(problem, scale, zero)
         prices = prices_of(integers, lattice.low, lattice.high, rate)

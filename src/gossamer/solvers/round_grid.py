@@ -88,7 +88,9 @@ def solve(
     if h is not None and not np.diagonal(h, axis1=1, axis2=2).any():
         return nearest
     problem, start = problem_of(w_GOK, grid, sparse, moments, None if search else nearest)
-    if search:
+    if search and rate and round_at_rate.is_far(problem, start, rate):
+        point = start  # what is best without a rate would only be where the search begins
+    elif search:
         point = _improved(problem, start)
     else:
         point = best_of(problem, _tried(problem, start.scale, start.zero, (1.0,)), start)

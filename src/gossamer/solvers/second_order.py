@@ -17,12 +17,12 @@ from gossamer.arith.moments import Moments, for_others, loss
 from gossamer.arith.weight_grid import Grid as OnGrid
 from gossamer.constraints.codebook import Codebook
 from gossamer.constraints.composed import Composed
-from gossamer.constraints.contract import Constraint, as_text
+from gossamer.constraints.contract import Constraint, rate_of
 from gossamer.constraints.grid import Grid
 from gossamer.constraints.low_rank import LowRank
 from gossamer.constraints.shared import Shared
 from gossamer.constraints.sparse import Sparse
-from gossamer.errors import DataError, OptionError
+from gossamer.errors import DataError
 from gossamer.solvers import nearest, reduce_rank, remove_weights, round_grid, share_values, tie_layers
 from gossamer.solvers.code_lengths import lagrangian
 from gossamer.solvers.contract import Solved
@@ -35,25 +35,20 @@ def solve(
     constraint: Constraint,
     moments: Moments | None,
     k_shape: tuple[int, ...] = (),
-    rate: float = 0.0,
 ) -> Solved:
     """The better of what the constraint's method and `nearest` make of a weight.
 
     Args:
         w_GOK: float32 weights, see `arith.forms`.
+        constraint: one with a rate minimises loss / signal + rate * bits: signal the energy of the layer's outputs,
+            bits the order-0 entropy of all integers or indices. Without usable moments the rate goes unused.
         moments: of the layer's input; without usable ones the result is that of `nearest`, with the reason.
         k_shape: what K was made of, (I, kh, kw) for a convolution.
-        rate: the loss that one bit is worth. Above 0, loss + rate * bits is minimised, with bits at the order-0 entropy
-            of the integers or indices, and is never more than it is without; for grids and codebooks, sparse or not.
-            Without usable moments it goes unused.
 
     Raises:
-        OptionError: the constraint cannot apply to this shape, or has no bits to weigh; the text says why.
+        OptionError: the constraint cannot apply to this shape, the text says why.
         DataError: a weight is NaN or infinite.
     """
-    refused = rate_obstacle(rate, constraint)
-    if refused:
-        raise OptionError(refused)
     if moments is None or obstacle_in(moments):
         reason = "there are no moments of its input" if moments is None else obstacle_in(moments)
         return nearest.solve(w_GOK, constraint, moments, k_shape)._replace(reason=reason)
@@ -62,7 +57,7 @@ def solve(
     signal = float(loss(w_GOK, moments).sum())  # as it was seen
     try:
         w = np.asarray(w_GOK, np.float32)
-        if rate:
+        if rate := rate_of(constraint) * signal:
             return _at_rate(w, constraint, expected, k_shape, rate, plain)._replace(zero_loss=signal)
         found = _found(w, constraint, expected, k_shape)
     except (DataError, np.linalg.LinAlgError) as error:
@@ -99,19 +94,6 @@ def obstacle_in(moments: Moments) -> str:
     if moments.rows_GO is not None and not np.any(moments.rows_GO):
         return "no sample looks up any of its rows"
     return ""
-
-
-def rate_obstacle(rate: float, constraint: Constraint) -> str:
-    """Why bits cannot be weighed against the loss, or ""."""
-    if not (0 <= rate < float("inf")):
-        return f"a rate is the loss that one bit is worth, 0 or more; got {rate}"
-    match constraint:
-        case Grid() | Codebook() | Composed(first=Sparse(), then=Grid() | Codebook()):
-            return ""
-        case _ if not rate:
-            return ""
-        case _:
-            return f"only grids and codebooks, sparse or not, take a rate; got {as_text(constraint)}; set its rate to 0"
 
 
 def _found(w_GOK: np.ndarray, constraint: Constraint, moments: Moments, k_shape: tuple[int, ...]) -> Form:

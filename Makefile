@@ -79,7 +79,7 @@ $(LIGHT)/installed: pyproject.toml
 $(FULL)/installed: pyproject.toml
 	@echo "Installing gossamer with $(TORCH), $(OPENVINO) and the development tools into $(FULL); this takes a minute or two ..."
 	@$(PYTHON) -m venv $(FULL)
-	@$(FULL)/bin/python $(PIP_INSTALL) "$(TORCH)" "$(OPENVINO)" -e ".[torch,openvino,dev]"
+	@$(FULL)/bin/python $(PIP_INSTALL) "$(TORCH)" "$(OPENVINO)" -e ".[train,openvino,dev]"
 	@touch $@
 
 # tensorflow-cpu is tensorflow without the code for graphics cards, and smaller; the extras ask for tensorflow

@@ -3,4 +3,5 @@
 from importlib.util import find_spec
 
 collect_ignore = [] if find_spec("openvino") else ["src/gossamer/runtimes/openvino.py"]
-collect_ignore += [] if find_spec("torch") else ["src/gossamer/training"]
+_trains = find_spec("torch") and find_spec("lightning_fabric") and find_spec("safetensors")
+collect_ignore += [] if _trains else ["src/gossamer/training"]

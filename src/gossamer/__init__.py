@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from gossamer.nouns.record import Record
     from gossamer.nouns.samples import Samples
     from gossamer.nouns.target import Target
+    from gossamer.training.command import train_model
+    from gossamer.training.own_loop import from_torch, to_torch
 
 __version__ = "0.1.0"
 
@@ -47,6 +49,7 @@ _HOME = {
     "compare": "comparison",
     "compress": "compression",
     "constraining": "compression",
+    "from_torch": "training.own_loop",
     "inspect": "measuring.inspection",
     "inspect_archive": "archive.files",
     "load": "intake.onnx_file",
@@ -56,6 +59,8 @@ _HOME = {
     "plan": "compression",
     "read_archive": "archive.files",
     "save": "nouns.model",
+    "to_torch": "training.own_loop",
+    "train_model": "training.command",
     "unpack_file": "archive.files",
     "verify": "comparison",
 }
@@ -77,6 +82,7 @@ __all__ = [
     "compare",
     "compress",
     "constraining",
+    "from_torch",
     "inspect",
     "inspect_archive",
     "load",
@@ -86,6 +92,8 @@ __all__ = [
     "plan",
     "read_archive",
     "save",
+    "to_torch",
+    "train_model",
     "unpack_file",
     "verify",
 ]
@@ -94,7 +102,15 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'gossamer' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"gossamer.{_HOME[name]}"), name)
+    try:
+        home = importlib.import_module(f"gossamer.{_HOME[name]}")
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "lightning_fabric", "safetensors"):
+            raise
+        from gossamer.errors import MissingExtraError
+
+        raise MissingExtraError(f"gossamer.{name} needs {error.name}: pip install 'gossamer[train]'") from error
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

@@ -75,6 +75,15 @@ Data = Annotated[
         show_default=False,
     ),
 ]
+TrainData = Annotated[
+    str,
+    typer.Option(
+        "--train-data",
+        metavar="DATA",
+        help="Samples to learn from, as for --data of compress. Labels are optional if there is a teacher.",
+        show_default=False,
+    ),
+]
 Drop = Annotated[
     float,
     typer.Option(parser=fraction, metavar="FRACTION", help="Largest allowed fall of the metric, absolute: 1% or 0.01."),

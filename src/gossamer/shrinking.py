@@ -34,7 +34,7 @@ FIRST_ARCHIVE_RATIO = 1 / 12  # the same of archives, where weights take some th
 MOST_ATTEMPTS = 6
 MOST_IN_ORDER = 3
 DARING = 0.85  # of the smallest limit that held: what may hold too, once layers make up for each other
-LEDGER_S = 120.0
+LEDGER_S, ARCHIVE_LEDGER_S = 120.0, 240.0
 MENDING_BYTES = 16  # that a layer may grow by when it is mended: biases and scales have a place already, names do not
 AFTER = (Step("correct_bias", {"statistics": "sequential"}),)  # gains 2 to 4 dB behind few bits, the fast form half
 AFTER_RATE = (*AFTER, Step("round_floats"))
@@ -134,14 +134,14 @@ def weigh(model: Model, evidence: Evidence, memo: Memo, budget_s: float = LEDGER
     return Ledger(entries, CLEAN, clean, other_bytes)
 
 
-def weigh_archives(model: Model, evidence: Evidence, memo: Memo, budget_s: float = LEDGER_S) -> ArchiveLedger:
+def weigh_archives(model: Model, evidence: Evidence, memo: Memo, budget_s: float = ARCHIVE_LEDGER_S) -> ArchiveLedger:
     """Every weight solved at several rates, see `planning.rate_ladder`, and what its noise does to the outputs.
 
     Raises:
         ModelError, DataError, CandidateError: see `planning.ledger.ledger`.
     """
     clean = run_plan(CLEAN, model, evidence, memo).model
-    entries = ledger(clean, evidence, ladder, budget_s=min(LEDGER_S, budget_s))
+    entries = ledger(clean, evidence, ladder, budget_s=min(ARCHIVE_LEDGER_S, budget_s))
     packed, weights = pack(to_bytes(clean)), {entry.weight for entry in entries}
     of_weights = sum(tensor.coded_bytes for tensor in packed.tensors if tensor.name in weights)
     return ArchiveLedger(entries, CLEAN, clean, round(len(packed.data) - of_weights))

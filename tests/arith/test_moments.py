@@ -34,6 +34,18 @@ def test_a_silent_channel_may_speak_yet() -> None:
         assert found[2, 0, 0] == pytest.approx(share * h_G11.mean())
 
 
+def test_rows_that_no_sample_looked_up_may_be_looked_up_yet() -> None:
+    rng = np.random.default_rng(0)
+    often_V = 1 / np.arange(1, 2001.0)  # words of a language
+    looks = rng.choice(2000, (40, 25), p=often_V / often_V.sum())
+    seen_V = np.bincount(looks.ravel(), minlength=2000) / 40
+    found_V = np.asarray(for_others(Moments(None, seen_V[None], 40)).rows_GO)[0]
+    assert found_V.sum() == pytest.approx(seen_V.sum()) and found_V.min() > 0
+    truly, expected = (each[seen_V == 0].sum() / each.sum() for each in (often_V, found_V))
+    assert 0.5 * truly < expected < 2 * truly
+    assert (np.diff(found_V[np.argsort(seen_V)]) >= 0).all()
+
+
 def test_rows_that_nobody_counted_change_nothing() -> None:
     seen = moments(0, 4, 9)._replace(rows=0)
     assert for_others(seen) is seen

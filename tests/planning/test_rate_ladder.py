@@ -14,7 +14,7 @@ from gossamer.arith.moments import Moments
 from gossamer.constraints.contract import as_text, constraint_from_text, rate_of
 from gossamer.constraints.grid import Grid
 from gossamer.planning.ledger import ESTIMATED, Entry
-from gossamer.planning.rate_ladder import ANCHORS, FINE, FINE_ANCHOR, FLOAT_BITS, RUNGS_DB, ladder, on_rung
+from gossamer.planning.rate_ladder import ANCHORS, FINE, FLOAT_BITS, RUNGS_DB, ladder, on_rung
 from gossamer.solvers import second_order
 
 GRIDS = slice(1, 1 + len(RUNGS_DB))
@@ -35,11 +35,11 @@ def test_rungs_between_anchors_are_where_solving_puts_them(seed: int) -> None:
         assert option.constraint is not None
         solved = second_order.solve(w, option.constraint, moments)
         bits = entropy_bits(solved.form.integers) + FLOAT_BITS * solved.form.scale.size
-        exact = rung in (FINE_ANCHOR, *ANCHORS)
+        exact = rung in ANCHORS
         off = 1e-9 if exact else 0.3 if rung >= FINE else 0.6
         assert option.noise_ratio == pytest.approx(solved.loss / solved.zero_loss, rel=off)
         beyond = rung > ANCHORS[-1]
-        assert 8 * option.stored_bytes == pytest.approx(bits, abs=16, rel=0 if exact else 0.16 if beyond else 0.08)
+        assert 8 * option.stored_bytes == pytest.approx(bits, abs=16, rel=0 if exact else 0.35 if beyond else 0.12)
 
 
 def test_noise_rises_and_bytes_fall_along_the_ladder() -> None:

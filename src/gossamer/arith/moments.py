@@ -47,7 +47,12 @@ def for_others(moments: Moments) -> Moments:
 
     Both were measured: 1,280 inputs of a classifier and 286 samples, a third less error in 4 bits on unseen ones; 1,152
     channels of 7 x 7 and 96 samples, 5 bits a weight at a rate, -32 instead of -24 dB, 2 to 4 dB of it by the first.
+
+    Rows of a table that no sample looked up may be looked up yet: all of them together as often as the samples saw a
+    row for the first and only time (Good, 1953).
     """
+    if moments.h_GKK is None and moments.rows_GO is not None and moments.samples and moments.source == "samples":
+        return moments._replace(rows_GO=_with_unseen(moments.rows_GO, moments.samples))
     if moments.h_GKK is None or not moments.rows or not moments.samples:
         return moments
     k = moments.h_GKK.shape[-1]
@@ -56,6 +61,13 @@ def for_others(moments: Moments) -> Moments:
     energy_GK = moments.h_GKK[:, range(k), range(k)]
     h_GKK[:, range(k), range(k)] = seen * energy_GK + (1 - seen) * energy_GK.mean(dtype=np.float64)
     return moments._replace(h_GKK=h_GKK)
+
+
+def _with_unseen(rows_GO: np.ndarray, samples: int) -> np.ndarray:
+    """The same number of looks in all, a share of them spread evenly."""
+    counts = np.rint(rows_GO * samples)
+    share = min(float((counts == 1).sum()) / max(float(counts.sum()), 1.0), 0.5)
+    return np.asarray((1 - share) * rows_GO + share * rows_GO.mean())
 
 
 def pooled_moments(parts: Sequence[Moments]) -> Moments:

@@ -31,21 +31,21 @@ def split(samples: Samples, seed: int = 0) -> tuple[Samples, Samples, Samples, t
         raise OptionError(f"seed is {seed!r}; allowed is a whole number from 0 up")
     if not len(samples):
         raise DataError(f"{samples.source}: the data set is empty; give at least one sample")
-    groups = _equal_samples(samples)
+    groups = equal_samples(samples)
     if len(groups) < ENOUGH_FOR_TWO:
         return samples, samples, samples, ("accuracy", "candidates.accuracy")
     order = np.random.default_rng(seed).permutation(len(groups))
     shuffled = [groups[position] for position in order]
     n = len(samples)
     if len(groups) < ENOUGH_FOR_THREE:
-        tuning, verify = _fill(shuffled, (n // 2,))
+        tuning, verify = fill(shuffled, (n // 2,))
         return samples.take(tuning), samples.take(tuning), samples.take(verify), ("candidates.accuracy",)
     sizes = (min(MOST_TO_CALIBRATE, n // 4), min(MOST_TO_SELECT, n // 3))
-    calibrate, select, verify = _fill(shuffled, sizes)
+    calibrate, select, verify = fill(shuffled, sizes)
     return samples.take(calibrate), samples.take(select), samples.take(verify), ()
 
 
-def _equal_samples(samples: Samples) -> list[list[int]]:
+def equal_samples(samples: Samples) -> list[list[int]]:
     """Positions of samples, those of equal content together, in order of first appearance."""
     groups: dict[bytes, list[int]] = {}
     for position, row in enumerate(samples.rows):
@@ -67,7 +67,7 @@ def _fingerprint(samples: Samples, row: int) -> bytes:
     return sha.digest()
 
 
-def _fill(groups: list[list[int]], sizes: tuple[int, ...]) -> list[np.ndarray]:
+def fill(groups: list[list[int]], sizes: tuple[int, ...]) -> list[np.ndarray]:
     """Groups put into sets of at most these sizes, first come first served, and the rest into a last set."""
     sets: list[list[int]] = [[] for _ in range(len(sizes) + 1)]
     for group in groups:

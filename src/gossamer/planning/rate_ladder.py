@@ -2,18 +2,19 @@
 
 A grid at a rate gives the noise that its rate asks for. With N weights whose noise falls by 6 dB a bit, the rate at
 which the last bit of each is worth its noise D (over signal) is  2 ln 2 D / N,  and measured noise is within 1 dB of
-that. So a grid is solved at three rates, and the rungs between lie on a curve through these; codebooks and vectors of
+that. So a grid is solved at two rates, and the other rungs lie on a curve through these; codebooks and vectors of
 them are solved at the noise where they come close. Rates are the same few numbers for all weights, five in a decade:
 two weights of one node must agree on one.
 
 One scale serves a whole matrix: all its rows hear the same inputs, so that an error costs the same in each, and the
 step that is best for loss + rate * bits is the same for all (Gish and Pierce, 1968). Scales of rows would have to be
 written, too. Tables have them, as an error in a row costs what the row is looked up for; and so have the lowest noises,
-where 256 steps of one size do not reach the largest weights. There theory is all that rungs need: 6 dB a bit.
+where 256 steps of one size do not reach the largest weights.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from math import ceil
 
@@ -33,10 +34,9 @@ from gossamer.solvers.options import Option, Solve
 STEPS = 5  # of rates in a decade: two decibels each
 RUNGS_DB = np.arange(-46.0, -7.0, 10 / STEPS)
 FINE = 7  # rungs from the lowest noise on, with scales of rows
-FINE_ANCHOR = 3
-ANCHORS = (9, 13, 18)  # of the others: those that are solved
-RIVALS = ((Codebook(16), 13), (Codebook(16), 18), (Codebook(64, dimension=2), 18))
-DB_A_BIT = 20 * np.log10(2)
+ANCHORS = (11, 17)  # those that are solved
+RIVALS = ((Codebook(16), 11), (Codebook(16), 17), (Codebook(64, dimension=2), 17))
+_BITS_APART = (RUNGS_DB[ANCHORS[1]] - RUNGS_DB[ANCHORS[0]]) / (20 * np.log10(2))  # of the anchors, were bits many
 MOST_OF_RIVALS = 20_000  # weights: of 60 larger ones none came out more than 2 % smaller so, and they take long
 FLOAT_BITS = 17  # of a scale or table entry in an archive, once rounded: see passes.round_floats
 
@@ -56,11 +56,10 @@ def ladder(
     coarse = Grid(8, granularity="tensor" if moments.rows_GO is None else "channel")
     if solve is None:
         return whole, *_estimated(coarse, w_GOK.size, signal, solved)
-    asked: list[tuple[Grid | Codebook, int]] = [(Grid(8), FINE_ANCHOR), *((coarse, rung) for rung in ANCHORS)]
+    asked: list[tuple[Grid | Codebook, int]] = [(coarse, rung) for rung in ANCHORS]
     asked += [one for one in RIVALS if w_GOK.size <= MOST_OF_RIVALS and not one[0].obstacle(w_GOK.shape)]
     found = [_option(on_rung(*one, w_GOK.size), solve, w_GOK, moments, k_shape) for one in asked]
-    fine, anchors, rivals = found[0], found[1 : 1 + len(ANCHORS)], found[1 + len(ANCHORS) :]
-    return whole, *_fine_rungs(w_GOK.size, fine), *_coarse_rungs(coarse, w_GOK.size, anchors), *rivals
+    return whole, *_rungs(coarse, w_GOK.shape, found[: len(ANCHORS)]), *found[len(ANCHORS) :]
 
 
 def on_rung(constraint: Grid | Codebook, rung: int, weights: int) -> Grid | Codebook:
@@ -87,41 +86,37 @@ def _archived_bytes(solved: Solved) -> int:
     return max(ceil(bits / 8), 1)
 
 
-def _fine_rungs(weights: int, anchor: Option) -> list[Option]:
-    """The line of 6 dB a bit through one anchor."""
-    away_db = RUNGS_DB[:FINE] - RUNGS_DB[FINE_ANCHOR]
-    return [
-        anchor._replace(
-            constraint=on_rung(Grid(8), rung, weights),
-            loss=anchor.loss * float(10 ** (decibels / 10)),
-            stored_bytes=ceil(anchor.stored_bytes - decibels / DB_A_BIT * weights / 8),
-            reason=anchor.reason if rung == FINE_ANCHOR else BETWEEN,
-        )
-        for rung, decibels in enumerate(away_db)
-    ]
+def _rungs(coarse: Grid, shape_GOK: tuple[int, ...], anchors: Sequence[Option]) -> list[Option]:
+    """Noise on a line through two anchors, and bits as well, these as t with bits = log2(1 + 2^t).
 
-
-def _coarse_rungs(grid: Grid, weights: int, anchors: Sequence[Option]) -> list[Option]:
-    """The parabola through three anchors, in decibels of noise and in bits; these as t, bits = log2(1 + 2^t).
-
-    Many bits fall by one for 6 dB, few by a share for each: t is close to a straight line from end to end.
+    Many bits fall by one for 6 dB, few by a share for each: t is close to a straight line from end to end. Beyond the
+    first anchor it is 6 dB a bit, and fine rungs have the scales of rows besides.
     """
+    weights, rows = math.prod(shape_GOK), math.prod(shape_GOK[:2])
     signal = anchors[0].zero_loss
     noise_db = 10 * np.log10([max(one.noise_ratio, 1e-12) for one in anchors])
     bits = np.array([8 * one.stored_bytes / weights for one in anchors])
-    through = np.vander(ANCHORS, 3)
-    noise, t = np.linalg.solve(through, noise_db), np.linalg.solve(through, np.log2(np.expm1(bits * np.log(2))))
-    return [
-        Option(
-            on_rung(grid, rung, weights),
-            signal * float(10 ** (np.polyval(noise, rung) / 10)),
-            anchors[0].nearest_loss,
-            signal,
-            ceil(np.logaddexp2(0.0, np.polyval(t, rung)) * weights / 8),
-            anchors[0].reason if rung in ANCHORS else BETWEEN,
+    t = np.log2(np.expm1(bits * np.log(2)))
+    found = []
+    for rung, decibels in enumerate(RUNGS_DB):
+        far = (rung - ANCHORS[0]) / (ANCHORS[1] - ANCHORS[0])
+        if far < 0:
+            loss_db, taken = noise_db[0] + decibels - RUNGS_DB[ANCHORS[0]], bits[0] - far * _BITS_APART
+        else:
+            loss_db = noise_db[0] + far * (noise_db[1] - noise_db[0])
+            taken = np.logaddexp2(0.0, t[0] + far * (t[1] - t[0]))
+        fine = rung < FINE
+        found.append(
+            Option(
+                on_rung(Grid(8) if fine else coarse, rung, weights),
+                signal * float(10 ** (loss_db / 10)),
+                anchors[0].nearest_loss,
+                signal,
+                ceil((taken * weights + FLOAT_BITS * rows * fine) / 8),
+                anchors[0].reason if rung in ANCHORS else BETWEEN,
+            )
         )
-        for rung in range(FINE, len(RUNGS_DB))
-    ]
+    return found
 
 
 def _estimated(grid: Grid, weights: int, signal: float, solved: Sequence[Entry]) -> list[Option]:

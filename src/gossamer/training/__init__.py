@@ -1,0 +1,1 @@
+"""Training of an ONNX graph with torch: the only folder, beside the torch door of intake, that imports it."""

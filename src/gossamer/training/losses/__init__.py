@@ -1,0 +1,1 @@
+"""What training lessens: one file a loss."""

@@ -1,0 +1,35 @@
+"""The outputs themselves, for models that do not classify: embeddings, regression, signals."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.errors import DataError
+from gossamer.training.losses.contract import Seen
+
+TINIEST = 1e-12  # of a power, so that an output that is always zero can be divided by
+
+
+class Outputs(nn.Module):
+    """The noise power over the signal power, the mean over outputs: |student - teacher|^2 / |teacher|^2.
+
+    Args:
+        count: how many of the outputs, from the first; the others are features.
+    """
+
+    def __init__(self, count: int = 1) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, seen: Seen) -> Tensor:
+        if not seen.taught:
+            raise DataError("outputs needs a teacher; give one, or learn from labels: hard_labels")
+        pairs = zip(seen.outputs[: self.count], seen.taught[: self.count], strict=True)
+        return torch.stack([noise_ratio(student, teacher) for student, teacher in pairs]).mean()
+
+
+def noise_ratio(student: Tensor, teacher: Tensor) -> Tensor:
+    """The power of the difference over the power of the teacher's values; both (B, ...)."""
+    wanted = teacher.to(student.dtype)
+    return (student - wanted).square().mean() / wanted.square().mean().clamp(min=TINIEST)

@@ -18,7 +18,7 @@ from gossamer.errors import DataError, OptionError  # noqa: E402
 from gossamer.training.hints import propose  # noqa: E402
 from gossamer.training.losses.contract import Seen  # noqa: E402
 from gossamer.training.losses.features import Features, Hint  # noqa: E402
-from gossamer.training.losses.hard_labels import HardLabels  # noqa: E402
+from gossamer.training.losses.hard_labels import HardLabels, check_labels  # noqa: E402
 from gossamer.training.losses.outputs import Outputs  # noqa: E402
 from gossamer.training.losses.soft_labels import SoftLabels, divergence  # noqa: E402
 
@@ -201,3 +201,8 @@ def test_a_loss_says_what_it_lacks(loss: Any, given_: Seen, message: str) -> Non
 def test_settings_out_of_range_are_refused(settings_: tuple[float, float], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         SoftLabels(*settings_)
+
+
+def test_a_wrong_label_is_named_by_its_place_in_the_data() -> None:
+    with pytest.raises(DataError, match="the label of sample 35 is 77"):
+        check_labels(torch.zeros(2, 10), torch.tensor([1, 77]), "data", [3, 35])

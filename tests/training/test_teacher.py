@@ -125,3 +125,16 @@ def test_outputs_without_a_batch_axis_are_refused() -> None:
         DataError, match=r"output 0 of the teacher has shape \(7,\) for 32 samples; its first axis must"
     ):
         remembered(lambda rows, _: (np.zeros(7, np.float32),), points())
+
+
+def test_a_teacher_of_inputs_of_another_shape_is_refused_in_one_line() -> None:
+    wide = parse("g (float[N,9] x) => (float[N,9] y) { y = Relu(x) }")
+    with pytest.raises(DataError, match=r"the teacher \w+ cannot run on these samples: [^\n]+$"):
+        ask(from_model(wide, ["y"]), points(), [0])
+
+
+def test_a_teacher_that_says_nothing_of_a_sample_is_refused() -> None:
+    outputs = np.zeros((40, 4), np.float32)
+    outputs[33, 2] = np.nan
+    with pytest.raises(DataError, match="output 0 of the teacher has NaN or Inf for sample 33"):
+        remembered(from_arrays(outputs, points()), points())

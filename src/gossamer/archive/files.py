@@ -188,7 +188,7 @@ def _target(out: str | Path, *given: str | Path | None) -> Path:
     """Where to write; never onto what is read."""
     path = Path(out)
     if not path.name or path.is_dir():
-        raise OutputError(f"{out or 'the output'!r} names no file; give one with -o")
+        raise OutputError(f"{str(out) or 'the output'} names no file; give one with -o")
     if any(one is not None and path.resolve() == Path(one).resolve() for one in given):
         raise OutputError(f"{path} is read as well, and would be lost; choose another -o")
     return path

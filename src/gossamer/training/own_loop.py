@@ -41,6 +41,8 @@ def from_torch(module: nn.Module) -> Model:
     Raises:
         ModelError: no part of the module came from `to_torch`, or several did; or its values cannot be written back.
     """
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"got a {type(module).__name__}; give a module that gossamer.to_torch made")
     ours = [part for part in module.modules() if isinstance(part, fx.GraphModule) and _SOURCE in part.meta]
     if len(ours) != 1:
         found = len(ours) or "none"

@@ -71,7 +71,7 @@ def check_fit(outputs: tuple[Tensor, ...], hints: int, piece: Piece, lessons: Le
                 "give a teacher with the same classes"
             )
     if lessons.samples.labels is not None:
-        check_labels(outputs[0].cpu(), lessons.all_labels(), lessons.samples.source)
+        check_labels(outputs[0].cpu(), lessons.all_labels(), lessons.samples.source, lessons.samples.rows.tolist())
 
 
 def _free(tensor: Tensor) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gossamer.errors import DataError
+from gossamer.errors import CandidateError, DataError
 from gossamer.intake.arrays_file import read_npy, read_npz
 from gossamer.intake.file_column import Spool
 from gossamer.measuring.batches import run_batch
@@ -52,7 +52,13 @@ def from_model(model: Model, outputs: Sequence[str], hints: Sequence[str] = (), 
     names = [*(outputs if set(outputs) == set(own) else own), *hints]
 
     def taught(_: np.ndarray, feeds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-        given = run_batch(session, _named_for(session, feeds, model.name), session.static_batch or CALL)
+        try:
+            given = run_batch(session, _named_for(session, feeds, model.name), session.static_batch or CALL)
+        except CandidateError:
+            raise
+        except Exception as error:  # the runtime has classes of its own for what it refuses
+            reason = str(error).strip().splitlines()[0]
+            raise DataError(f"the teacher {model.name} cannot run on these samples: {reason}") from error
         return tuple(given[name] for name in names)
 
     return taught
@@ -141,6 +147,12 @@ def _ask_all(taught: Taught, samples: Samples, spools: Sequence[Spool]) -> None:
                 raise DataError(
                     f"output {index} of the teacher has shape {array.shape} for {count} samples; "
                     "its first axis must be theirs"
+                )
+            finite = np.isfinite(array.reshape(count, -1)).all(axis=1)
+            if not finite.all():
+                sample = int(samples.rows[place + int(np.argmin(finite))])
+                raise DataError(
+                    f"output {index} of the teacher has NaN or Inf for sample {sample}; leave that sample out"
                 )
             spool.append(np.ascontiguousarray(array))
         place += count

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -43,8 +45,11 @@ def as_scores(output: Tensor, probabilities: bool) -> Tensor:
     return output.clamp(min=TINIEST).log() if probabilities else output
 
 
-def check_labels(scores: Tensor, labels: Tensor, source: str) -> None:
+def check_labels(scores: Tensor, labels: Tensor, source: str, rows: Sequence[int] | None = None) -> None:
     """See that labels (N, ...) fit scores (B, C, ...).
+
+    Args:
+        rows: which sample of the data each label is of; None: in order.
 
     Raises:
         DataError: shapes that do not fit, or a label that is no class.
@@ -64,7 +69,7 @@ def check_labels(scores: Tensor, labels: Tensor, source: str) -> None:
     classes = scores.shape[1]
     wrong = torch.nonzero((labels < 0) | (labels >= classes))
     if len(wrong):
-        sample = int(wrong[0][0])
+        sample = int(wrong[0][0]) if rows is None else int(rows[int(wrong[0][0])])
         value = int(labels[tuple(wrong[0])])
         raise DataError(
             f"{source}: the label of sample {sample} is {value}; the model gives {classes} scores, "

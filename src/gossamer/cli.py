@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from gossamer.cli_train import train
 from gossamer.options import (
     Base,
     Channels,
@@ -35,7 +36,6 @@ from gossamer.options import (
     Std,
     Threads,
     TimeLimit,
-    TrainData,
     Unpacked,
     data_options,
 )
@@ -202,131 +202,7 @@ def constrain(
         console.finish(record, json)
 
 
-@app.command()
-def train(
-    model: ModelPath,
-    train_data: TrainData,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEACHER",
-            help="What to learn from besides labels, or instead: an ONNX model, or its outputs as .npy or .npz.",
-            show_default=False,
-        ),
-    ] = None,
-    loss: Annotated[
-        str,
-        typer.Option(
-            metavar="A,B",
-            help="soft_labels, hard_labels, features, outputs. By default what suits: soft_labels with a teacher of "
-            "classes, outputs with another, hard_labels with labels alone.",
-        ),
-    ] = "",
-    temperature: Annotated[float, typer.Option(help="Of soft labels.")] = 2.0,
-    alpha: Annotated[
-        float | None,
-        typer.Option(help="The teacher's share beside labels (default 0.9; 1 without labels).", show_default=False),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            metavar="DATA",
-            help="Measure the result on these samples; by default on a tenth of the others.",
-            show_default=False,
-        ),
-    ] = None,
-    out: Out = Path("out"),
-    epochs: Annotated[int, typer.Option(min=1, help="Times that all samples are seen.")] = 10,
-    batch: Annotated[int, typer.Option(min=1, help="Samples that go through at once, in each process.")] = 64,
-    accumulate: Annotated[int, typer.Option(min=1, help="Batches that make one step.")] = 1,
-    rate: Annotated[
-        float | None, typer.Option(help="Highest learning rate; by default a range test finds it.", show_default=False)
-    ] = None,
-    optimizer: Annotated[Literal["adamw", "sgd"], typer.Option(help="What makes steps of gradients.")] = "adamw",
-    schedule: Annotated[Literal["cosine", "constant"], typer.Option(help="How the rate runs.")] = "cosine",
-    warm_up: Annotated[float, typer.Option(help="Share of the steps in which the rate rises.")] = 0.05,
-    decay: Annotated[float, typer.Option(help="Weight decay.")] = 1e-4,
-    clip: Annotated[float, typer.Option(help="Greatest norm of the gradients; 0 does not clip.")] = 1.0,
-    average: Annotated[float, typer.Option(help="Moving average of the weights, such as 0.999; 0 for none.")] = 0.0,
-    patience: Annotated[int, typer.Option(help="Epochs without gain after which training stops; 0 for never.")] = 0,
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="What computes.")] = "auto",
-    devices: Annotated[int, typer.Option(min=1, help="Processes that share each step.")] = 1,
-    precision: Annotated[Literal["float32", "bfloat16"], typer.Option(help="What products are made in.")] = "float32",
-    seed: Annotated[int, typer.Option(min=0, help="Of the split, the order of samples, and dropout.")] = 0,
-    metric: Metric = None,
-    tensorboard: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Figures for TensorBoard.", show_default=False)
-    ] = None,
-    mlflow: Annotated[str | None, typer.Option(metavar="URI", help="Figures for MLflow.", show_default=False)] = None,
-    size: Size = None,
-    resize: Resize = None,
-    mean: Mean = "",
-    std: Std = "",
-    scale: Scale = None,
-    layout: Layout = "nchw",
-    channels: Channels = "rgb",
-    json: Json = False,
-) -> None:
-    """Train MODEL on labels, on what a teacher says of samples without labels, or on both.
-
-    A tenth of the samples chooses the epoch that is kept, another tenth (or DATA) measures it. FOLDER then holds
-    `model.onnx` and `training.json`. A run that was killed goes on when the same command is given again.
-
-    Exit status: 0 done, 2 bad input or a run that failed.
-
-    Examples:
-
-        gossamer train small.onnx --train-data photos.npz --teacher big.onnx -o out/
-
-        gossamer train small.onnx --train-data photos.npz --teacher big.onnx --loss soft_labels,features
-    """
-    with reporting() as console:
-        try:
-            from gossamer.training.command import train_model
-        except ModuleNotFoundError as error:
-            from gossamer.errors import MissingExtraError
-
-            raise MissingExtraError("training needs torch: pip install 'gossamer[train]'") from error
-        import msgspec
-
-        from gossamer.training.options import Options
-        from gossamer.training.teaching import Distillation
-        from gossamer.training.watching import watch_of
-
-        names = tuple(part.strip() for part in loss.split(",") if part.strip())
-        summary = train_model(
-            model,
-            train_data,
-            out,
-            teacher,
-            Distillation(names, temperature, alpha),
-            Options(
-                epochs=epochs,
-                batch=batch,
-                optimizer=optimizer,
-                rate=rate,
-                decay=decay,
-                schedule=schedule,
-                warm_up=warm_up,
-                clip=clip,
-                average=average,
-                patience=patience,
-                seed=seed,
-                device=device,
-                precision=precision,
-                devices=devices,
-                accumulate=accumulate,
-            ),
-            data,
-            data_options(size, resize, mean, std, scale, layout, channels),
-            metric,
-            watch_of(console.log_line, console.progress, tensorboard, mlflow),
-        )
-        if json:
-            console.give(msgspec.json.encode(summary))
-        else:
-            console.say(summary.line())
+app.command()(train)
 
 
 @app.command()

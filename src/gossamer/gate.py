@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from gossamer.archive.pack import pack
 from gossamer.errors import CandidateError, ModelError, OptionError
-from gossamer.measuring.batches import QUICK_S, call_s, workers
+from gossamer.measuring.batches import QUICK_S, at_once, call_s
 from gossamer.measuring.latency import TRIAL, Timing, compare_latency
 from gossamer.measuring.machine import available_cores
 from gossamer.measuring.quality import Metric, Scores, compare, score
@@ -119,17 +119,17 @@ def baseline(opened: Opened, path: Path, samples: Samples, metric: Metric, packe
     Raises:
         ModelError, DataError: it fails on the samples, or they do not fit; or it cannot be packed.
     """
+    if packed and len(files_of(path)) > 1:
+        raise ModelError(f"{path.name} keeps weights in other files, an archive holds one file: save it as one first")
     first = next(samples.take(np.arange(1)).batches(1)).feeds
     repeats = opened.session.static_batch or 1
     feeds = {name: np.repeat(array, repeats, axis=0) for name, array in first.items()}
-    if opened.scorer is opened.reference and opened.session.threads == 1 and call_s(opened.session, feeds) < QUICK_S:
-        truth = scores = score(opened.session, samples, metric, workers=workers(available_cores()))
-    else:
-        truth = scores = score(opened.reference, samples, metric)
+    together = 1
+    if opened.scorer is opened.reference:
+        together = at_once(opened.session, call_s(opened.session, feeds), available_cores())
+    truth = scores = score(opened.reference if together < 2 else opened.session, samples, metric, workers=together)
     if opened.scorer is not opened.reference:
         scores = score(opened.scorer, samples, metric, truth)
-    if packed and len(files_of(path)) > 1:
-        raise ModelError(f"{path.name} keeps weights in other files, an archive holds one file: save it as one first")
     return Baseline(opened, size_bytes(path), packed, samples, scores, truth, feeds)
 
 
@@ -178,11 +178,11 @@ def open_timed(path: Path, original: Baseline) -> OpenFile:
 def _scored(path: Path, original: Baseline, metric: Metric, opened: OpenFile) -> Scores:
     """The file's scores: by quick calls side by side, or by all processors where they save what opening it takes."""
     session, cores = opened.session, available_cores()
-    at_once = workers(cores) if session.shared and session.threads == 1 and opened.call_s < QUICK_S else 1
+    together = at_once(session, opened.call_s, cores)
     saved_s = opened.call_s * len(original.samples) * (1 - session.threads / cores)
-    if at_once < 2 and saved_s > opened.open_s:
+    if together < 2 and saved_s > opened.open_s:
         session = original.runtime.open_session(path, cores)
-    return score(session, original.samples, metric, original.truth, at_once)
+    return score(session, original.samples, metric, original.truth, together)
 
 
 def unchanged(original: Baseline) -> Facts:

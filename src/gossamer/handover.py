@@ -32,7 +32,6 @@ from gossamer.report.html import write_report
 from gossamer.trials import Bench, Outcome, Trial, find_blame
 
 LOOK_SHARE = 0.2  # of the search's time, for finding out why its result is as it is
-INTERRUPTED = "an interrupt ended the look into the result"
 FORECAST_S = 10.0  # for holding each weight's prediction against measurement
 
 
@@ -47,9 +46,14 @@ def hand_over(
     begin: float,
 ) -> Record:
     """The result and its proof in the folder, all at once."""
-    forecast = None if cut else _forecast(bench, outcome)
-    cut = cut or ("interrupt" if INTERRUPTED in bench.warnings else "")
-    diagnosis = None if cut else _diagnosis(bench, tried, outcome, forecast, source, begin)
+    forecast = diagnosis = None
+    if not cut:
+        try:
+            forecast = _forecast(bench, outcome)
+            diagnosis = _diagnosis(bench, tried, outcome, forecast, source, begin)
+        except KeyboardInterrupt:  # the result is there already
+            cut = "interrupt"
+            bench.warnings.append("an interrupt ended the look into the result")
     staged, chosen = work / "result", outcome.trial.candidate.plan
     artifact = staged / ("model.goss" if bench.select.packed else "model.onnx")
     deliver(outcome.trial.path or bench.path, staged / "model.onnx", ours=outcome.trial.path is not None)
@@ -82,11 +86,9 @@ def _forecast(bench: Bench, outcome: Outcome) -> Forecast | None:
         few, snr_db = bench.select.samples.first(SAMPLES), outcome.facts.accuracy.snr_db
         budget_s = min(FORECAST_S, left_s)
         return forecast_of(predicted, bench.gains, before, bench.evidence, few, snr_db, budget_s)
-    except KeyboardInterrupt:
-        bench.warnings.append(INTERRUPTED)
     except Exception as error:  # what was expected of a result must never cost the result
         bench.say(f"predictions were not checked: {error}")
-    return None
+        return None
 
 
 def _diagnosis(
@@ -116,11 +118,9 @@ def _diagnosis(
         slow = any(step.config.get("sequential") for step in chosen.steps)  # each move would be solved anew
         blames = () if slow else find_blame(bench, chosen, look_s / 2)
         return diagnose(case, bench.model, bench.evidence, bench.memo, bench.select, blames, min(5.0, look_s / 2))
-    except KeyboardInterrupt:
-        bench.warnings.append(INTERRUPTED)
     except Exception as error:  # what is known of a result must never cost the result
         bench.say(f"the look into the result ended early: {error}")
-    return None
+        return None
 
 
 def _words(bench: Bench) -> str:
@@ -177,7 +177,7 @@ def _record(
         energy=_energy(bench.model, artifact, bench.select),
         warnings=tuple(filter(None, [advice, out_of_time, *bench.warnings, *outcome.warnings])),
         notes=(*bench.notes, *chosen.notes),
-        interrupted=cut == "interrupt" or not outcome.verified or INTERRUPTED in bench.warnings,
+        interrupted=cut == "interrupt" or not outcome.verified,
         gossamer=gossamer.__version__,
         max_bytes=bench.budget.size_limit(facts.bytes.original),
         max_latency_ratio=bench.budget.max_latency_ratio,

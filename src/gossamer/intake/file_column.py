@@ -41,11 +41,10 @@ class FileColumn(Sequence[np.ndarray]):
         if 0 in shape:
             return np.empty(shape, self.dtype)
         sample, start = np.empty(shape, self.dtype), int(self.starts[row])
-        into = sample.reshape(-1).view(np.uint8).data
-        if (
-            hasattr(os, "preadv") and os.preadv(self.file.fileno(), [into], start) == sample.nbytes
-        ):  # a seventh the time
-            return sample
+        if hasattr(os, "preadv"):  # takes a seventh of the time that mapping does
+            into = sample.reshape(-1).view(np.uint8).data
+            if os.preadv(self.file.fileno(), [into], start) == sample.nbytes:
+                return sample
         return np.array(np.memmap(self.file, self.dtype, "r", start, shape))
 
     def whole(self) -> np.ndarray:

@@ -58,14 +58,16 @@ def opened(
     """
     if processors > 1 and weight_bytes < SMALL_BYTES and len(samples):
         session = open_session(1)
-        if session.shared and call_s(session, next(samples.first(1).batches(1)).feeds) < QUICK_S:
-            return session, workers(processors)
+        together = at_once(session, call_s(session, next(samples.first(1).batches(1)).feeds), processors)
+        if together > 1:
+            return session, together
     return open_session(processors), 1
 
 
-def workers(processors: int) -> int:
-    """How many quick calls to have under way at once."""
-    return min(processors, MOST_WORKERS)
+def at_once(session: Session, seconds: float, processors: int) -> int:
+    """How many calls of a session are to be under way together, of which one takes so many seconds."""
+    side_by_side = session.shared and session.threads == 1 and seconds < QUICK_S
+    return min(processors, MOST_WORKERS) if side_by_side else 1
 
 
 def call_s(session: Session, feeds: Mapping[str, np.ndarray]) -> float:

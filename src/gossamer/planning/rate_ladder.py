@@ -54,12 +54,14 @@ def ladder(
     if not signal > 0 or not w_GOK.size:
         return whole, Option(Grid(2), 0.0, 0.0, signal, 1)  # whatever it is, no output hears of it
     coarse = Grid(8, granularity="tensor" if moments.rows_GO is None else "channel")
+    grids = [*FINE * [Grid(8)], *(len(RUNGS_DB) - FINE) * [coarse]]
+    rungs = [on_rung(grid, rung, w_GOK.size) for rung, grid in enumerate(grids)]
     if solve is None:
-        return whole, *_estimated(coarse, w_GOK.size, signal, solved)
-    asked: list[tuple[Grid | Codebook, int]] = [(coarse, rung) for rung in ANCHORS]
-    asked += [one for one in RIVALS if w_GOK.size <= MOST_OF_RIVALS and not one[0].obstacle(w_GOK.shape)]
-    found = [_option(on_rung(*one, w_GOK.size), solve, w_GOK, moments, k_shape) for one in asked]
-    return whole, *_rungs(coarse, w_GOK.shape, found[: len(ANCHORS)]), *found[len(ANCHORS) :]
+        return whole, *_estimated(rungs, w_GOK.size, signal, solved)
+    rivals = [on_rung(*one, w_GOK.size) for one in RIVALS if not one[0].obstacle(w_GOK.shape)]
+    asked = [*(rungs[place] for place in ANCHORS), *(rivals if w_GOK.size <= MOST_OF_RIVALS else ())]
+    found = [_option(constraint, solve, w_GOK, moments, k_shape) for constraint in asked]
+    return whole, *_between(rungs, w_GOK.shape, found[: len(ANCHORS)]), *found[len(ANCHORS) :]
 
 
 def on_rung(constraint: Grid | Codebook, rung: int, weights: int) -> Grid | Codebook:
@@ -86,7 +88,7 @@ def _archived_bytes(solved: Solved) -> int:
     return max(ceil(bits / 8), 1)
 
 
-def _rungs(coarse: Grid, shape_GOK: tuple[int, ...], anchors: Sequence[Option]) -> list[Option]:
+def _between(rungs: Sequence[Grid | Codebook], shape_GOK: tuple[int, ...], anchors: Sequence[Option]) -> list[Option]:
     """Noise on a line through two anchors, and bits as well, these as t with bits = log2(1 + 2^t).
 
     Many bits fall by one for 6 dB, few by a share for each: t is close to a straight line from end to end. Beyond the
@@ -105,21 +107,20 @@ def _rungs(coarse: Grid, shape_GOK: tuple[int, ...], anchors: Sequence[Option]) 
         else:
             loss_db = noise_db[0] + far * (noise_db[1] - noise_db[0])
             taken = np.logaddexp2(0.0, t[0] + far * (t[1] - t[0]))
-        fine = rung < FINE
         found.append(
             Option(
-                on_rung(Grid(8) if fine else coarse, rung, weights),
+                rungs[rung],
                 signal * float(10 ** (loss_db / 10)),
                 anchors[0].nearest_loss,
                 signal,
-                ceil((taken * weights + FLOAT_BITS * rows * fine) / 8),
+                ceil((taken * weights + FLOAT_BITS * rows * (rung < FINE)) / 8),
                 anchors[0].reason if rung in ANCHORS else BETWEEN,
             )
         )
     return found
 
 
-def _estimated(grid: Grid, weights: int, signal: float, solved: Sequence[Entry]) -> list[Option]:
+def _estimated(rungs: Sequence[Grid | Codebook], weights: int, signal: float, solved: Sequence[Entry]) -> list[Option]:
     """The noise asked for, at the bytes a weight that other weights needed for it; at theory's, if there is none."""
     shares = [
         [option.stored_bytes / entry.options[0].stored_bytes for option in entry.options[1 : 1 + len(RUNGS_DB)]]
@@ -127,14 +128,8 @@ def _estimated(grid: Grid, weights: int, signal: float, solved: Sequence[Entry])
         if len(entry.options) > len(RUNGS_DB) and entry.options[1].reason != ESTIMATED
     ]
     share = np.median(shares, axis=0) if shares else np.maximum(-RUNGS_DB - 4, 1) / 6 / 32
+    losses, sizes = signal * 10 ** (RUNGS_DB / 10), np.maximum(4 * weights * share, 1).astype(int)
     return [
-        Option(
-            on_rung(grid if rung >= FINE else Grid(8), rung, weights),
-            signal * float(10 ** (decibels / 10)),
-            signal * float(10 ** (decibels / 10)),
-            signal,
-            max(int(4 * weights * part), 1),
-            ESTIMATED,
-        )
-        for rung, (decibels, part) in enumerate(zip(RUNGS_DB, share, strict=True))
+        Option(constraint, loss, loss, signal, size, ESTIMATED)
+        for constraint, loss, size in zip(rungs, losses.tolist(), sizes.tolist(), strict=True)
     ]

@@ -19,7 +19,7 @@ from torch import nn
 from gossamer.errors import CandidateError, DataError
 from gossamer.intake.arrays_file import read_npy, read_npz
 from gossamer.intake.file_column import Spool
-from gossamer.measuring.batches import run_batch
+from gossamer.measuring.batches import reason, run_batch
 from gossamer.measuring.fetching import with_outputs
 from gossamer.nouns.model import Model
 from gossamer.nouns.samples import Samples
@@ -57,8 +57,7 @@ def from_model(model: Model, outputs: Sequence[str], hints: Sequence[str] = (), 
         except CandidateError:
             raise
         except Exception as error:  # the runtime has classes of its own for what it refuses
-            reason = str(error).strip().splitlines()[0]
-            raise DataError(f"the teacher {model.name} cannot run on these samples: {reason}") from error
+            raise DataError(f"the teacher {model.name} cannot run on these samples: {reason(error)}") from error
         return tuple(given[name] for name in names)
 
     return taught

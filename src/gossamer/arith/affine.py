@@ -14,11 +14,12 @@ import numpy as np
 from gossamer.errors import DataError
 
 IntegerName = Literal["uint8", "int8", "uint16", "int16"]
-WeightBits = Literal[7, 8, 16]
+WeightBits = Literal[2, 3, 4, 5, 6, 7, 8, 16]
 
 # The largest weight integer. 7 bits are for processors that add two products of an unsigned and a signed byte in int16,
 # as vpmaddubsw does: 2 * 255 * 64 fits into it, 2 * 255 * 127 does not, and saturates.
-WEIGHT_LIMITS: dict[WeightBits, int] = {7: 64, 8: 127, 16: 32767}
+WEIGHT_LIMITS: dict[WeightBits, int] = {2: 1, 3: 3, 4: 7, 5: 15, 6: 31, 7: 64, 8: 127, 16: 32767}
+COARSE_BITS = 6  # up to here, scales below the largest weight's gain much
 
 SMALLEST_SCALE = np.finfo(np.float32).tiny  # below it float32 is denormal, which runtimes may flush to zero
 LARGEST_SCALE = np.finfo(np.float32).max
@@ -108,19 +109,23 @@ def weight_scales(
     return scale_C if axis is not None else scale_C.reshape(())
 
 
-def weight_scales_mse(w: np.ndarray, axis: int | None, dtype_name: IntegerName = "int8") -> np.ndarray:
+def weight_scales_mse(
+    w: np.ndarray, axis: int | None, dtype_name: IntegerName = "int8", limit: int | None = None
+) -> np.ndarray:
     """Symmetric scales with the least squared rounding error of each channel, among shrunken max-abs scales.
 
     The factors 1, 0.975, ... 0.5 are tried for each channel, so no channel is worse than under `weight_scales`.
     Arguments, result and errors are those of `weight_scales`.
     """
     rows_CK = _rows(w, axis).astype(np.float32)
-    full_C = weight_scales(rows_CK, 0, dtype_name)
+    full_C = weight_scales(rows_CK, 0, dtype_name, limit)
     best_C, least_C = full_C, np.full(full_C.shape, np.inf)
     zero_C = affine_parameters(-full_C, full_C, dtype_name, symmetric=True)[1]
+    ends = np.iinfo(dtype_name).max if limit is None else limit
     for factor in SHRINK_FACTORS:
         scale_C = _usable_scale(full_C * factor)
-        error_CK = dequantize(quantize(rows_CK, scale_C, zero_C, 0), scale_C, zero_C, 0) - rows_CK
+        integers_CK = np.clip(quantize(rows_CK, scale_C, zero_C, 0), zero_C[:, None] - ends, zero_C[:, None] + ends)
+        error_CK = dequantize(integers_CK, scale_C, zero_C, 0) - rows_CK
         error_C = np.einsum("ck,ck->c", error_CK, error_CK, dtype=np.float64)
         best_C = np.where(error_C < least_C, scale_C, best_C)
         least_C = np.minimum(error_C, least_C)

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from gossamer.arith.affine import (
+    COARSE_BITS,
     LARGEST_SCALE,
     SMALLEST_SCALE,
     WEIGHT_LIMITS,
@@ -15,6 +16,7 @@ from gossamer.arith.affine import (
     quantize,
     quantize_bias,
     weight_scales,
+    weight_scales_mse,
 )
 from gossamer.arith.rounding import keep_sums
 from gossamer.graph.edit import constant
@@ -51,13 +53,14 @@ def store_layer(layer: Layer, pair: Pair, form: Form, chosen: Chosen | None = No
     axis = layer.channel_axis if form.granularity == "channel" else None
     limit, zero = WEIGHT_LIMITS[form.bits], np.int16(0) if form.bits == 16 else np.int8(0)
     input_scale = np.asarray(constant(pair.scale))
-    scale = _scale_with_room(w, axis, bias_O, input_scale, limit)
-    integers = quantize(w, scale, np.full(scale.shape, zero), axis)
+    scale = _scale_with_room(w, axis, bias_O, input_scale, form.bits)
+    integers = np.clip(quantize(w, scale, np.full(scale.shape, zero), axis), -limit, limit)
     if chosen is not None and np.all(chosen.scale >= _least_scale(bias_O, axis, input_scale)):
         integers, scale = chosen
     elif form.rounding != "nearest" and form.bits <= 8 and w.size <= SMALL_FILTER * layer.channels:
         integers = np.clip(_with_sums(integers, w, scale, layer.channel_axis), -limit, limit)
-    node.replace_input_with(1, dequantized(node, layer.weight.name or "weight", integers, scale, axis))
+    name = layer.weight.name or "weight"
+    node.replace_input_with(1, dequantized(node, name, integers, scale, axis, min(form.bits, 8)))
     if layer.bias is not None:
         bias_scale = np.asarray(input_scale * scale, np.float32)
         name = f"{layer.bias.name}/{node.name}"  # scaled by this node's input, so it is this node's own
@@ -74,7 +77,7 @@ def _with_sums(integers: np.ndarray, w: np.ndarray, scale: np.ndarray, axis: int
 
 
 def _scale_with_room(
-    w: np.ndarray, axis: int | None, bias_O: np.ndarray, input_scale: np.ndarray, limit: int
+    w: np.ndarray, axis: int | None, bias_O: np.ndarray, input_scale: np.ndarray, bits: WeightBits
 ) -> np.ndarray:
     """Weight scales, float32, widened where the bias in steps of input scale * weight scale would overflow int32.
 
@@ -82,7 +85,8 @@ def _scale_with_room(
     """
     biased = np.any(bias_O) if axis is None else bias_O != 0
     dead = ~np.any(w, axis=tuple(index for index in range(w.ndim) if index != axis))
-    scale = np.where(dead & biased, 0, weight_scales(w, axis, limit=limit))
+    scales = weight_scales_mse if bits <= COARSE_BITS else weight_scales
+    scale = np.where(dead & biased, 0, scales(w, axis, limit=WEIGHT_LIMITS[bits]))
     least = _least_scale(bias_O, axis, input_scale)
     return np.asarray(np.clip(np.maximum(scale, least), SMALLEST_SCALE, LARGEST_SCALE), np.float32)
 

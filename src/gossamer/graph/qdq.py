@@ -16,6 +16,7 @@ import onnx_ir as ir
 from gossamer.graph.edit import add_node, attribute_int, constant, fresh_name, graph_of, shared_initializer
 
 OPSET_OF_16_BITS = 21
+OPSET_OF_4_BITS = 21
 
 
 class Pair(msgspec.Struct, frozen=True):
@@ -34,19 +35,35 @@ class Stored(msgspec.Struct, frozen=True):
     axis: int | None
 
 
-def dequantized(node: ir.Node, name: str, integers: np.ndarray, scale: np.ndarray, axis: int | None) -> ir.Value:
+def dequantized(
+    node: ir.Node, name: str, integers: np.ndarray, scale: np.ndarray, axis: int | None, bits: int = 8
+) -> ir.Value:
     """Symmetric integers and their scale as initializers, and a DequantizeLinear in front of `node`.
 
-    Equal initializers made for a tied weight are found by name and shared.
+    Equal initializers made for a tied weight are found by name and shared. Integers of up to 4 bits are stored as int4,
+    and cast to int8 when the file is opened: onnxruntime has integer kernels for bytes, and none for int4.
     """
     graph = graph_of(node)
     zero_point = np.zeros(scale.shape, integers.dtype)
-    parts = (("quantized", integers), ("scale", scale), ("zero_point", zero_point))
+    narrow = bits <= 4 and integers.dtype == np.int8 and graph.opset_imports.get("", 0) >= OPSET_OF_4_BITS
+    stored = integers.astype(ir.DataType.INT4.numpy()) if narrow else integers
+    parts = (("quantized", stored), ("scale", scale), ("zero_point", zero_point))
     inputs = [shared_initializer(graph, f"{name}_{part}", array) for part, array in parts]
+    if narrow:
+        inputs[0] = _in_bytes(node, inputs[0])
     output_name, shape = f"{name}_dequantized/{node.name}", ir.Shape(integers.shape)
     attributes = {} if axis is None else {"axis": axis}
     domain = _domain(graph, integers.dtype)
     return add_node(node, "DequantizeLinear", inputs, output_name, ir.DataType.FLOAT, shape, attributes, domain)
+
+
+def _in_bytes(node: ir.Node, value: ir.Value) -> ir.Value:
+    """int4 as int8, by one Cast for all that read it."""
+    for reader in value.consumers():
+        if reader.op_type == "Cast":
+            return reader.outputs[0]
+    to = {"to": int(ir.DataType.INT8)}
+    return add_node(node, "Cast", [value], f"{value.name}_bytes", ir.DataType.INT8, value.shape, to)
 
 
 def _domain(graph: ir.Graph, dtype: np.dtype) -> str:
@@ -133,9 +150,21 @@ def pair_of(value: ir.Value) -> Pair | None:
     return Pair(scale, zero_point) if np.asarray(constant(scale)).ndim == 0 else None
 
 
+def integers_behind(node: ir.Node) -> ir.Value | None:
+    """The initializer of integers that a DequantizeLinear reads, if there is one; a Cast between is looked through."""
+    value = node.inputs[0]
+    above = None if value is None else value.producer()
+    if above is not None and above.op_type == "Cast" and above.domain == "":
+        value = above.inputs[0]
+    if value is None or constant(value) is None or value.dtype is None or not value.dtype.is_integer():
+        return None
+    return value
+
+
 def stored_integers(node: ir.Node) -> Stored | None:
     """What a DequantizeLinear of constants holds; None if it dequantizes a computed tensor, or blocks of one."""
-    integers, scale = constant(node.inputs[0]), constant(node.inputs[1])
+    value = integers_behind(node)
+    integers, scale = None if value is None else np.asarray(constant(value)), constant(node.inputs[1])
     zero_point = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     if integers is None or scale is None or scale.ndim > 1:
         return None

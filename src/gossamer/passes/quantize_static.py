@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
-from gossamer.arith.affine import WeightBits, affine_parameters, dequantize, levels_of
+from gossamer.arith.affine import COARSE_BITS, WeightBits, affine_parameters, dequantize, levels_of
 from gossamer.arith.bulk import grid_snr_db
 from gossamer.arith.clipping import Estimator, clip_range, needs_histogram
 from gossamer.arith.histogram import Observed
@@ -28,7 +28,7 @@ from gossamer.graph.edit import add_initializer, constant, drop_unused, take_ove
 from gossamer.graph.integer_layers import Chosen, Form, store_layer
 from gossamer.graph.layers import check_finite
 from gossamer.graph.placement import ALREADY, Placement, place
-from gossamer.graph.qdq import Pair, insert_pair, pair_of
+from gossamer.graph.qdq import OPSET_OF_4_BITS, Pair, insert_pair, integers_behind, pair_of
 from gossamer.graph.weight_matrix import WeightMatrix, matrices_by_weight
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Scope
@@ -56,7 +56,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         activation: integer type of activations. onnxruntime's CPU kernels compute with those of 16 bits in float,
             slower than float itself: they are for other processors, and to see what finer activations would give.
         weight_bits: 8 are stored as int8 up to 127, 7 as int8 up to 64, for processors whose byte products
-            saturate (x86 without VNNI), 16 as int16.
+            saturate (x86 without VNNI), 16 as int16. Fewer are multiplied as bytes too: 4 and less are stored as int4
+            (from opset 21 on), which a Cast turns into bytes when the file is opened. 2 bits are -1, 0 and 1.
         symmetric: zero point in the middle of the activation type instead of wherever the range asks for.
         granularity: one weight scale an output channel, or one a tensor.
         ranges: how a range is chosen from what was observed.
@@ -137,7 +138,7 @@ def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None)
             in_integers = value.producer() in layout.integer
             insert_pair(graph, value, pair, None if in_integers else layout.integer)
     drop_unused(clone.ir)
-    stores = (f"INT{_weight_bytes(config) * 8}",) if layout.layers else ()
+    stores = (_stored_type(graph, config),) if layout.layers else ()
     return Result(replace(clone, reference=model.reference or model), True, notes, stores)
 
 
@@ -148,15 +149,19 @@ def ensures(before: Model, result: Result, config: Config) -> None:
         CandidateError: names a layer that is still in float.
     """
     known = {node.name for node in before.ir.graph}
-    promised = f"int{_weight_bytes(config) * 8}"
+    promised = _stored_type(result.model.ir.graph, config).lower()
     for node in result.model.ir.graph:
-        array = constant(node.inputs[0]) if node.op_type == "DequantizeLinear" and node.name not in known else None
+        value = integers_behind(node) if node.op_type == "DequantizeLinear" and node.name not in known else None
+        array = constant(value)
         if array is not None and array.dtype not in (promised, "int32"):
             raise CandidateError(f"{node.name}: stored as {array.dtype}, promised {promised} or int32")
 
 
-def _weight_bytes(config: Config) -> int:
-    return 2 if config.weight_bits == 16 else 1
+def _stored_type(graph: ir.Graph, config: Config) -> str:
+    """The type that weights are stored in."""
+    if config.weight_bits <= 4 and graph.opset_imports.get("", 0) >= OPSET_OF_4_BITS:
+        return "INT4"
+    return "INT16" if config.weight_bits == 16 else "INT8"
 
 
 def _place(graph: ir.Graph, config: Config, scope: Scope, barred: dict[str, str]) -> Placement:
@@ -300,9 +305,8 @@ def _solved(model: Model, layout: Placement, config: Config, evidence: Evidence)
 def _chosen(matrix: WeightMatrix, config: Config, moments: Moments) -> Chosen:
     grid = constraints.Grid(config.weight_bits, granularity=config.granularity)
     w_GOK = matrix.to_matrix(np.asarray(constant(matrix.value)))
-    form = round_grid.solve(
-        w_GOK, grid, for_others(moments), search=False
-    )  # with 8 bits other scales gain next to nothing
+    coarse = config.weight_bits <= COARSE_BITS  # with 8 bits other scales gain next to nothing
+    form = round_grid.solve(w_GOK, grid, for_others(moments), search=coarse)
     scale = form.scale.reshape(-1 if config.granularity == "channel" else ())
     return Chosen(matrix.from_matrix(form.integers), scale)
 

@@ -33,7 +33,9 @@ from gossamer.training.measured import measure
 from gossamer.training.options import Options
 from gossamer.training.pupil import Pupil
 from gossamer.training.run import Job
+from gossamer.training.settle import settle
 from gossamer.training.teaching import Distillation, Parts, Student, teach
+from gossamer.training.twin import twin
 from gossamer.training.watching import Watch
 from gossamer.training.write_back import write_back
 
@@ -107,7 +109,8 @@ def train_model(
     student, notes = _ready(source)
     parts, said = _samples(student, train_data, data, data_options, options.seed)
     lessons = teach(student, parts, teacher, distillation, options, watch.say)
-    module = lower(lessons.graph)
+    graph = twin(lessons.graph)
+    module = lower(graph)
     job = Job(
         Pupil(module, lessons.losses),
         Lessons(parts.learn, lessons.learn, student.session.static_batch),
@@ -120,7 +123,7 @@ def train_model(
     trained = train(job)
     watch.say("measuring the result")
     target = folder / "model.onnx"
-    result = replace(write_back(module, student.model), path=None, reference=None)
+    result = replace(settle(write_back(module, graph), student.model), path=None, reference=None)
     accuracy = _measured(result, student, Lessons(parts.verify, lessons.verify), metric)
     save(result, target)
     summary = Summary(

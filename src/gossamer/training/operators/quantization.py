@@ -41,9 +41,9 @@ def quantize_linear(
     Scale and zero point are one number, or one for each slice along `axis`, or for each block of `block_size` there.
     """
     wide = x.to(torch.promote_types(x.dtype, scale.dtype))  # under autocast x has too few bits to be rounded by
-    integers = rounded(wide / _spread(scale, x, axis, block_size))
+    integers = rounded(wide / spread(scale, x, axis, block_size))
     if zero_point is not None:
-        integers = integers + _spread(zero_point, x, axis, block_size).to(integers.dtype)
+        integers = integers + spread(zero_point, x, axis, block_size).to(integers.dtype)
     return integers.clamp(*bounds)
 
 
@@ -59,13 +59,13 @@ def dequantize_linear(
     dtype = output_dtype or scale.dtype
     real = x.to(dtype)
     if zero_point is not None:
-        real = real - _spread(zero_point, x, axis, block_size).to(dtype)
-    return real * _spread(scale, x, axis, block_size).to(dtype)
+        real = real - spread(zero_point, x, axis, block_size).to(dtype)
+    return real * spread(scale, x, axis, block_size).to(dtype)
 
 
-def _spread(part: Tensor, x: Tensor, axis: int, block_size: int) -> Tensor:
+def spread(part: Tensor, x: Tensor, axis: int, block_size: int) -> Tensor:
     """A scale or zero point, shaped to be broadcast against x."""
-    if part.numel() == 1 and part.ndim <= 1:
+    if part.numel() == 1:
         return part.reshape(())
     if block_size:
         return part.repeat_interleave(block_size, axis).narrow(axis, 0, x.shape[axis])

@@ -7,6 +7,7 @@ from gossamer.training.operators import (
     attention,
     convolution,
     elementwise,
+    fake_quantize,
     indexing,
     linear,
     losses,
@@ -46,6 +47,7 @@ _THEMES: tuple[Table, ...] = (
 DOMAINS: dict[str, Table] = {
     "": {name: operator for theme in _THEMES for name, operator in theme.items()},
     "com.microsoft": microsoft.TABLE,
+    fake_quantize.DOMAIN: fake_quantize.TABLE,
 }
 
 

@@ -32,7 +32,8 @@ def train(
         str | None,
         typer.Option(
             metavar="TEACHER",
-            help="What to learn from besides labels, or instead: an ONNX model, or its outputs as .npy or .npz.",
+            help="What to learn from besides labels, or instead: an ONNX model, or its outputs as .npy or .npz; several "
+            "with commas and weights (a.onnx,b.onnx:2); self for the model as it is.",
             show_default=False,
         ),
     ] = None,
@@ -40,11 +41,13 @@ def train(
         str,
         typer.Option(
             metavar="A,B",
-            help="soft_labels, hard_labels, features, outputs. By default what suits: soft_labels with a teacher of "
-            "classes, outputs with another, hard_labels with labels alone.",
+            help="Of hard_labels, soft_labels, features, outputs, attention, relations, similarities, contrast, "
+            "correlation, decoupled; each with a weight if you like, as in soft_labels:0.5,attention:2 "
+            "(docs/distillation.md). By default what suits: soft_labels with a teacher of classes, outputs with "
+            "another, hard_labels with labels alone.",
         ),
     ] = "",
-    temperature: Annotated[float, typer.Option(help="Of soft labels.")] = 2.0,
+    temperature: Annotated[float, typer.Option(help="Of soft_labels, correlation and decoupled.")] = 2.0,
     alpha: Annotated[
         float | None,
         typer.Option(help="The teacher's share beside labels (default 0.9; 1 without labels).", show_default=False),

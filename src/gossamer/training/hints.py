@@ -67,7 +67,7 @@ def paired(
     if not shared:
         raise OptionError(
             f"features: {student_name} has tensors of {_listed(own)} positions, {teacher_name} of {_listed(others)}; "
-            "no pair agrees, so leave features out"
+            "no pair agrees, so leave out losses that look inside"
         )
     each = math.ceil(PAIRS / len(shared))
     pairs = [

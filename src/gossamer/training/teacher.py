@@ -1,5 +1,7 @@
 """Teachers: anything that gives outputs for samples. An ONNX model in its runtime, a torch module, outputs on disk.
 
+Several teachers speak with one voice: the mean of their distributions over classes, and of other outputs.
+
 What a teacher gives is computed once and kept in a temporary file, as the samples do not change; where that would take
 too much room, it is computed anew at each step.
 """
@@ -11,12 +13,13 @@ import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from gossamer.errors import CandidateError, DataError
+from gossamer.errors import CandidateError, DataError, OptionError
 from gossamer.intake.arrays_file import read_npy, read_npz
 from gossamer.intake.file_column import Spool
 from gossamer.measuring.batches import reason, run_batch
@@ -29,6 +32,76 @@ from gossamer.training.lessons import Taught
 
 CALL = 32  # samples in one call of the teacher
 MOST_BYTES = 8_000_000_000  # of outputs kept in a temporary file
+LEAST = 1e-12  # of a mean probability, before its logarithm
+
+
+class Voice(NamedTuple):
+    """One of several teachers, and how much it counts in their mean."""
+
+    teacher: Any
+    weight: float = 1.0
+
+
+def voices_of(teacher: Any) -> tuple[Voice, ...]:
+    """Teachers one by one; a single one, however it is given, is a single voice.
+
+    Args:
+        teacher: a text with commas, each part a path or `path:weight`; a list or tuple of teachers and `Voice`s, unless
+            it is of arrays, which are the outputs of one; anything else is one teacher.
+
+    Raises:
+        OptionError: a weight that is not above 0, or an empty list.
+    """
+    if isinstance(teacher, Voice):
+        return (Voice(teacher.teacher),)
+    if isinstance(teacher, str) and "," in teacher and not Path(teacher).exists():
+        found = tuple(_voice(part.strip()) for part in teacher.split(",") if part.strip())
+    elif isinstance(teacher, (list, tuple)) and not are_arrays(teacher):
+        found = tuple(part if isinstance(part, Voice) else Voice(part) for part in teacher)
+    else:
+        return (Voice(teacher),)
+    if not found:
+        raise OptionError("teacher is an empty list; give one at least, or none to learn from labels alone")
+    for voice in found:
+        if not 0 < voice.weight < float("inf"):
+            raise OptionError(f"a teacher has the weight {voice.weight}; allowed is a number above 0")
+    return found
+
+
+def are_arrays(teacher: Any) -> bool:
+    """Whether these are the outputs of one teacher."""
+    found = isinstance(teacher, (list, tuple)) and bool(teacher)
+    return found and all(isinstance(part, np.ndarray) for part in teacher)
+
+
+def from_several(taught: Sequence[Taught], weights: Sequence[float], scores: int | None, probabilities: bool) -> Taught:
+    """Teachers as one: the weighted arithmetic mean of their distributions (Hinton et al. 2015), and of other numbers.
+
+    Args:
+        scores: which output has scores of classes (B, C); None where none has. Their mean is taken of probabilities,
+            and given back as scores: its logarithm.
+        probabilities: that output is of probabilities as it is.
+
+    Raises:
+        DataError: their outputs differ in number or shape; from the call.
+    """
+    shares = np.asarray(weights, np.float64) / np.sum(weights)
+
+    def together(rows: np.ndarray, feeds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        answers = [one(rows, feeds) for one in taught]
+        for place, answer in enumerate(answers[1:], 2):
+            ours, theirs = ([array.shape[1:] for array in found] for found in (answers[0], answer))
+            if ours != theirs:
+                raise DataError(
+                    f"teacher {place} gives outputs of shapes {theirs} a sample, the first {ours}; must agree"
+                )
+        given = (np.stack(arrays) for arrays in zip(*answers, strict=True))
+        return tuple(
+            _mean_scores(stack, shares) if index == scores and not probabilities else _mean(stack, shares)
+            for index, stack in enumerate(given)
+        )
+
+    return together
 
 
 def from_model(model: Model, outputs: Sequence[str], hints: Sequence[str] = (), threads: int = 1) -> Taught:
@@ -155,6 +228,29 @@ def _ask_all(taught: Taught, samples: Samples, spools: Sequence[Spool]) -> None:
                 )
             spool.append(np.ascontiguousarray(array))
         place += count
+
+
+def _voice(spelled: str) -> Voice:
+    """A path, or a path and a weight."""
+    path, colon, text = spelled.rpartition(":")
+    try:
+        return Voice(path, float(text)) if colon and not Path(spelled).exists() else Voice(spelled)
+    except ValueError:  # the colon belongs to the path
+        return Voice(spelled)
+
+
+def _mean(stack_VB: np.ndarray, shares_V: np.ndarray) -> np.ndarray:
+    """The mean of numbers; what is no float, such as an arg-max, has none, and is the first one's."""
+    if stack_VB.dtype.kind != "f":
+        return np.asarray(stack_VB[0])
+    return np.tensordot(shares_V, stack_VB, 1).astype(stack_VB.dtype)
+
+
+def _mean_scores(stack_VBC: np.ndarray, shares_V: np.ndarray) -> np.ndarray:
+    """The logarithm of the mean of the distributions."""
+    powers = np.exp(stack_VBC.astype(np.float64) - stack_VBC.max(-1, keepdims=True))
+    mean_BC = np.tensordot(shares_V, powers / powers.sum(-1, keepdims=True), 1)
+    return np.log(np.maximum(mean_BC, LEAST)).astype(stack_VBC.dtype)
 
 
 def _columns(source: str | Path | np.ndarray | Sequence[np.ndarray]) -> list[Sequence[np.ndarray] | np.ndarray]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from difflib import get_close_matches
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,15 +22,15 @@ from gossamer.runtimes.contract import Session
 from gossamer.training import teacher as teachers
 from gossamer.training.hints import propose
 from gossamer.training.lessons import Taught
-from gossamer.training.losses.features import Features, Hint
-from gossamer.training.losses.hard_labels import HardLabels
-from gossamer.training.losses.outputs import Outputs
-from gossamer.training.losses.soft_labels import SoftLabels, are_probabilities
+from gossamer.training.losses.chosen import AMONG, INSIDE, Setting, Wanted, build, parse
+from gossamer.training.losses.features import Hint
+from gossamer.training.losses.soft_labels import are_probabilities
 from gossamer.training.options import Options
 from gossamer.training.pupil import WeightedLoss
+from gossamer.training.teacher import Voice
 
-LOSSES = ("hard_labels", "soft_labels", "features", "outputs")
 STORED = (".npy", ".npz")
+SELF = "self"  # the teacher is the student as it came in
 ALPHA = 0.9  # the teacher's share beside labels; Hinton et al. gave the labels much the lower weight
 
 
@@ -39,10 +38,11 @@ class Distillation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is lessened.
 
     Attributes:
-        losses: of `LOSSES`; empty takes those that suit: `hard_labels` without a teacher; with one `soft_labels` for
+        losses: of `losses.chosen.LOSSES`, each with a weight if it is not to be 1, such as "attention:2"; their sum is
+            lessened. Empty takes those that suit: `hard_labels` without a teacher; with one `soft_labels` for
             classifiers, else `outputs`.
-        temperature: of soft labels.
-        alpha: the teacher's share where there are labels too; None is 0.9 with labels and 1 without.
+        temperature: of soft labels, `correlation` and `decoupled`.
+        alpha: the teacher's share of soft labels where there are labels too; None is 0.9 with labels and 1 without.
     """
 
     losses: tuple[str, ...] = ()
@@ -50,11 +50,7 @@ class Distillation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     alpha: float | None = None
 
     def __post_init__(self) -> None:
-        for name in self.losses:
-            if name not in LOSSES:
-                near = get_close_matches(name, LOSSES, 1)
-                hint = f", did you mean {near[0]}?" if near else ";"
-                raise OptionError(f"loss {name!r} is unknown{hint} allowed are {', '.join(LOSSES)}")
+        parse(self.losses)
 
 
 class Student(NamedTuple):
@@ -109,7 +105,9 @@ def teach(
     """Choose losses, ask the teacher for all samples once, and pair tensors if features are to be followed.
 
     Args:
-        teacher: None, a path of a model or of outputs (.npy, .npz), a Model, an `nn.Module`, or arrays.
+        teacher: None, a path of a model or of outputs (.npy, .npz), a Model, an `nn.Module`, or arrays; or several of
+            these: a text with commas ("a.onnx,b.onnx:2", the second counts twice), or a list of them or of `Voice`s.
+            "self" is the student as it came in, which new labels shall not make forget (Li and Hoiem 2016).
 
     Raises:
         OptionError: nothing to learn from, or a loss that does not suit what there is.
@@ -118,19 +116,29 @@ def teach(
     labelled = parts.everything.labels is not None
     feeds = next(parts.learn.first(1).batches(1)).feeds
     given = dict(zip(student.session.outputs, student.session.run(feeds), strict=True))
-    names = wanted.losses or _suitable(list(given.values()), teacher is not None, labelled, parts.everything.source)
-    model = _as_model(teacher)
-    hints = _hints(student.model, model, feeds) if "features" in names else ()
+    outputs = list(given.values())
+    names = wanted.losses or _suitable(outputs, teacher is not None, labelled, parts.everything.source)
+    losses = parse(names)
+    _check_batch(losses, options.batch, student.session.static_batch)
+    voices = [_opened(voice, student.model, labelled) for voice in teachers.voices_of(teacher)]
+    model = voices[0].teacher if len(voices) == 1 and isinstance(voices[0].teacher, Model) else None
+    hints = _hints(student.model, model, feeds, losses, len(voices))
     graph = with_outputs(student.model, [hint.student for hint in hints], "features") if hints else student.model
-    losses = _losses(names, list(given.values()), hints, wanted, labelled and teacher is not None, options.seed)
+    setting = _setting(outputs, hints, wanted, labelled and teacher is not None, options.seed)
+    weighted = build(losses, setting)
     if teacher is None:
-        return Teaching(graph, losses, None, None, None, "")
+        return Teaching(graph, weighted, None, None, None, "")
     threads = available_cores() if options.devices == 1 else 1  # threads do not outlive the copying of a process
-    taught = _taught(teacher, model, list(given), hints, parts.everything, threads)
-    say("asking the teacher")
+    asked = [_taught(voice.teacher, list(given), hints, parts.everything, threads) for voice in voices]
+    taught = asked[0]
+    if len(voices) > 1:
+        weights = [voice.weight for voice in voices]
+        taught = teachers.from_several(asked, weights, setting.scores, setting.probabilities)
+    say("asking the teacher" if len(voices) == 1 else f"asking {len(voices)} teachers")
     learn, choose = teachers.remembered(taught, parts.learn), teachers.remembered(taught, parts.choose)
-    stored = model is None and not isinstance(teacher, nn.Module)
-    return Teaching(graph, losses, learn, choose, None if stored and parts.apart else taught, _name_of(teacher, model))
+    stored = any(_is_stored(voice.teacher) for voice in voices)
+    name = ", ".join(_name_of(voice.teacher) for voice in voices)
+    return Teaching(graph, weighted, learn, choose, None if stored and parts.apart else taught, name)
 
 
 def _suitable(given: list[np.ndarray], taught: bool, labelled: bool, source: str) -> tuple[str, ...]:
@@ -145,30 +153,22 @@ def _suitable(given: list[np.ndarray], taught: bool, labelled: bool, source: str
     return ("outputs",) if _scores_at(given) is None else ("soft_labels",)
 
 
-def _losses(
-    names: tuple[str, ...],
-    given: list[np.ndarray],
-    hints: tuple[Hint, ...],
-    wanted: Distillation,
-    mixed: bool,
-    seed: int,
-) -> tuple[WeightedLoss, ...]:
-    scores = _scores_at(given) or 0
+def _setting(
+    outputs: list[np.ndarray], hints: tuple[Hint, ...], wanted: Distillation, mixed: bool, seed: int
+) -> Setting:
+    scores = _scores_at(outputs)
     alpha = wanted.alpha if wanted.alpha is not None else (ALPHA if mixed else 1.0)
-    ends_in_softmax = are_probabilities(torch.from_numpy(np.array(given[scores], np.float32)))
-    made: list[WeightedLoss] = []
-    for name in names:
-        if name == "hard_labels":
-            made.append(WeightedLoss(HardLabels(scores, probabilities=ends_in_softmax)))
-        elif name == "soft_labels":
-            made.append(WeightedLoss(SoftLabels(wanted.temperature, alpha, scores, ends_in_softmax)))
-        elif name == "outputs":
-            made.append(WeightedLoss(Outputs(len(given))))
-        else:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)  # of the adapters
-                made.append(WeightedLoss(Features(hints)))
-    return tuple(made)
+    first = outputs[scores or 0]
+    return Setting(
+        scores=scores,
+        outputs=len(outputs),
+        width=first.shape[1] if first.ndim == 2 else None,
+        probabilities=are_probabilities(torch.from_numpy(np.array(first, np.float32))),
+        hints=hints,
+        temperature=wanted.temperature,
+        alpha=alpha,
+        seed=seed,
+    )
 
 
 def _scores_at(given: list[np.ndarray]) -> int | None:
@@ -177,39 +177,73 @@ def _scores_at(given: list[np.ndarray]) -> int | None:
     return next((index for index in shaped if given[index].dtype.kind == "f"), None)
 
 
-def _hints(student: Model, teacher: Model | None, feeds: dict[str, np.ndarray]) -> tuple[Hint, ...]:
-    if teacher is None:
-        raise OptionError("loss features needs a teacher that is an ONNX model, whose inner tensors can be seen")
-    return propose(student, teacher, feeds)
+def _check_batch(losses: Sequence[Wanted], batch: int, static_batch: int | None) -> None:
+    """See that losses that compare samples get several at once.
+
+    Raises:
+        OptionError: samples go through one by one.
+    """
+    comparing = [loss.name for loss in losses if loss.name in AMONG]
+    if not comparing or min(batch, static_batch or batch) > 1:
+        return
+    what = "give a batch of 2 at least, 64 suits" if static_batch is None else "export the model with a free batch axis"
+    raise OptionError(f"loss {comparing[0]} compares the samples of a batch, and they come one by one; {what}")
 
 
-def _as_model(teacher: Any) -> Model | None:
-    """The teacher as a graph, if it is one."""
+def _hints(
+    student: Model, model: Model | None, feeds: dict[str, np.ndarray], losses: Sequence[Wanted], teachers_count: int
+) -> tuple[Hint, ...]:
+    """Pairs of inner tensors for the losses that need them, or can do with them."""
+    names = {loss.name for loss in losses}
+    needing = next((loss.name for loss in losses if loss.name in INSIDE), None)
+    if needing and teachers_count > 1:
+        raise OptionError(f"loss {needing} looks inside one teacher, and there are {teachers_count}; leave it out")
+    if needing and model is None:
+        raise OptionError(f"loss {needing} needs a teacher that is an ONNX model, whose inner tensors can be seen")
+    if model is None or names.isdisjoint(INSIDE + AMONG):
+        return ()
+    try:
+        hints = propose(student, model, feeds)
+    except OptionError as error:
+        if needing in (None, "features"):  # what compares samples can do with outputs
+            if needing:
+                raise
+            return ()
+        raise OptionError(f"loss {needing} looks inside: {error}") from error
+    return hints if needing or "similarities" in names else hints[-1:]
+
+
+def _opened(voice: Voice, student: Model, labelled: bool) -> Voice:
+    """With the graph in the place of a path to one, or of `SELF`."""
+    teacher = voice.teacher
+    if isinstance(teacher, str) and teacher == SELF and not Path(teacher).exists():
+        if not labelled:
+            raise OptionError("teacher self says what the model says already; it needs labels beside it to learn from")
+        return Voice(student, voice.weight)
     if isinstance(teacher, (str, Path)) and Path(teacher).suffix.lower() not in STORED:
-        return normalise(read(teacher))
-    return normalise(teacher) if isinstance(teacher, Model) else None
+        return Voice(normalise(read(teacher)), voice.weight)
+    return Voice(normalise(teacher), voice.weight) if isinstance(teacher, Model) else voice
 
 
-def _taught(
-    teacher: Any, model: Model | None, outputs: list[str], hints: tuple[Hint, ...], samples: Samples, threads: int
-) -> Taught:
-    if model is not None:
-        return teachers.from_model(model, outputs, [hint.teacher for hint in hints], threads)
+def _taught(teacher: Any, outputs: list[str], hints: tuple[Hint, ...], samples: Samples, threads: int) -> Taught:
+    if isinstance(teacher, Model):
+        return teachers.from_model(teacher, outputs, [hint.teacher for hint in hints], threads)
     if isinstance(teacher, nn.Module):
         return teachers.from_module(teacher)
-    if isinstance(teacher, (str, Path, np.ndarray)) or _are_arrays(teacher):
+    if isinstance(teacher, (str, Path, np.ndarray)) or teachers.are_arrays(teacher):
         return teachers.from_arrays(teacher, samples)
     raise DataError(
         f"a teacher of type {type(teacher).__name__}; give the path of an ONNX model or of its outputs (.npy, .npz), "
-        "an nn.Module, or arrays"
+        "an nn.Module, arrays, or a list of such"
     )
 
 
-def _are_arrays(teacher: Any) -> bool:
-    return isinstance(teacher, (list, tuple)) and all(isinstance(part, np.ndarray) for part in teacher)
+def _is_stored(teacher: Any) -> bool:
+    """Whether it knows no samples but those that it was stored for."""
+    return not isinstance(teacher, (Model, nn.Module))
 
 
-def _name_of(teacher: Any, model: Model | None) -> str:
-    if model is not None:
-        return model.name
+def _name_of(teacher: Any) -> str:
+    if isinstance(teacher, Model):
+        return teacher.name
     return str(teacher) if isinstance(teacher, (str, Path)) else type(teacher).__name__

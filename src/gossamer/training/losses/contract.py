@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from gossamer.errors import DataError
+
 
 class Seen(NamedTuple):
     """One piece of a batch, gone through.
@@ -23,3 +25,13 @@ class Seen(NamedTuple):
     outputs: tuple[Tensor, ...]
     taught: tuple[Tensor, ...]
     labels: Tensor | None
+
+
+def check_taught(seen: Seen, name: str) -> None:
+    """See that there is a teacher to learn from.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not seen.taught:
+        raise DataError(f"{name} needs a teacher; give one, or learn from labels: hard_labels")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gossamer.errors import DataError
-from gossamer.training.losses.contract import Seen
+from gossamer.training.losses.contract import Seen, check_taught
 
 TINIEST = 1e-12  # of a power, so that an output that is always zero can be divided by
 
@@ -23,8 +22,7 @@ class Outputs(nn.Module):
         self.count = count
 
     def forward(self, seen: Seen) -> Tensor:
-        if not seen.taught:
-            raise DataError("outputs needs a teacher; give one, or learn from labels: hard_labels")
+        check_taught(seen, "outputs")
         pairs = zip(seen.outputs[: self.count], seen.taught[: self.count], strict=True)
         return torch.stack([noise_ratio(student, teacher) for student, teacher in pairs]).mean()
 

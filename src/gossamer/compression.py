@@ -15,7 +15,7 @@ import msgspec
 
 from gossamer.constraints.contract import constraint_from_text, rate_of
 from gossamer.delivery import check_not_input, writable_folder
-from gossamer.errors import OptionError
+from gossamer.errors import MissingExtraError, OptionError
 from gossamer.gate import baseline, open_original
 from gossamer.handover import hand_over
 from gossamer.intake.binding import bind, cast_notes
@@ -32,11 +32,13 @@ from gossamer.nouns.budget import Budget, check_budget
 from gossamer.nouns.model import Model, model_sha256, save, sha256
 from gossamer.nouns.plan import Calibration, Plan, Scope, Step
 from gossamer.nouns.record import Record, Split, Splits
+from gossamer.nouns.samples import Samples
+from gossamer.nouns.schooling import TRAIN_S, School
 from gossamer.nouns.target import Target
 from gossamer.passes.contract import run_plan
 from gossamer.planning.candidates import CLEAN, propose
 from gossamer.planning.features import features
-from gossamer.replay import evidence_from, read_plan, recorded_evidence
+from gossamer.replay import evidence_from, read_plan, recorded_evidence, recorded_options, recorded_path
 from gossamer.runtimes.contract import find
 from gossamer.solving import NO_RATE
 from gossamer.trials import Bench, Say, try_all, try_one, verify_best
@@ -56,6 +58,8 @@ def compress(
     seed: int = 0,
     target: Target = Target(),  # noqa: B008
     say: Say = silent,
+    train_data: Any = None,
+    train_s: float = TRAIN_S,
 ) -> Record:
     """Make a model as fast or small as its budget allows, and write it with the proof into a folder.
 
@@ -69,6 +73,9 @@ def compress(
         seed: of the three splits.
         target: the runtime, its threads and the processor that the result is meant for.
         say: called with a line of progress now and then.
+        train_data: samples to learn from, as `data`; labels are not needed. A plan of integers that would be the best
+            but for its accuracy is then trained, taught by the original.
+        train_s: seconds for training, of all candidates together.
 
     Returns:
         What `record.json` holds. An interrupt (Ctrl-C) ends the trials and returns the best so far. A run that was
@@ -83,7 +90,7 @@ def compress(
     check_not_input(source.path, folder)
     with workshop(folder) as work:
         say("reading the model and the data")
-        bench = _set_up(source, data, budget, data_options, metric, seed, target, work, say, begin)
+        bench = _set_up(source, data, budget, data_options, metric, seed, target, work, say, begin, train_data, train_s)
         tried, cut = try_all(bench)
         say("verifying the choice")
         outcome = verify_best(bench, tried)
@@ -139,6 +146,8 @@ def _set_up(
     work: Path,
     say: Say,
     begin: float,
+    train_data: Any = None,
+    train_s: float = TRAIN_S,
 ) -> Bench:
     """The original opened and scored, the samples bound to it and split, the model made ready for passes."""
     path = source.path or work / "original.onnx"
@@ -150,6 +159,7 @@ def _set_up(
     rule = choose_metric(opened.reference, samples, metric)
     calibrate, select, verify, optimistic = split(samples, seed)
     prepared = normalise(source)
+    school = None if train_data is None else _school(prepared, train_data, options, seed, work, say, (select, verify))
     scoring = perf_counter()
     original = baseline(opened, path, select, rule, budget.minimize == "download")
     limit_s = inf if budget.time_limit_s is None else budget.time_limit_s
@@ -157,8 +167,15 @@ def _set_up(
     reserve_s = min(PROOF.budget_s, limit_s / 5) + 2 * a_sample_s * len(verify)  # what verifying will take
     parts = tuple(Split(len(part), part.digest()) for part in (calibrate, select, verify))
     versions = describe(target.runtime).versions
-    run = Run(model_sha256(path), parts[0].digest, parts[1].digest, _identity(rule), target, versions)
-    named = str(data) if isinstance(data, (str, Path)) else ""
+    run = Run(
+        model_sha256(path),
+        parts[0].digest,
+        parts[1].digest,
+        _identity(rule),
+        target,
+        versions,
+        school.digest() if school else "",
+    )
     return Bench(
         model=prepared,
         path=path,
@@ -167,14 +184,49 @@ def _set_up(
         budget=budget,
         select=original,
         verify=verify,
-        evidence=Evidence(calibrate, available_cores()),
+        evidence=Evidence(calibrate, available_cores(), school),
         target=target,
         splits=Splits(parts[0], parts[1], parts[2], seed, optimistic),
-        calibration=Calibration(named, msgspec.to_builtins(options or {}), seed, available_cores(), parts[0].digest),
+        calibration=Calibration(
+            _name_of(data),
+            msgspec.to_builtins(options or {}),
+            seed,
+            available_cores(),
+            parts[0].digest,
+            _name_of(train_data),
+        ),
         notes=(*prepared.notes, *cast_notes(unbound, opened.reference.inputs)),
         say=say,
         deadline=begin + limit_s - reserve_s,
+        train_s=train_s,
     )
+
+
+def _school(
+    original: Model,
+    train_data: Any,
+    options: DataOptions | None,
+    seed: int,
+    folder: Path | None = None,
+    say: Say = silent,
+    measured: tuple[Samples, ...] = (),
+) -> School:
+    """Where candidates are trained, taught by the original.
+
+    Raises:
+        MissingExtraError: the extra `train` is not installed.
+        DataError: see `open_school`.
+    """
+    try:
+        from gossamer.training.school import open_school
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("training needs torch: pip install 'gossamer[train]'") from error
+    return open_school(original, train_data, options, seed, folder, say, measured)
+
+
+def _name_of(data: Any) -> str:
+    """What a plan calls samples, so that it can be carried out again."""
+    return str(data) if isinstance(data, (str, Path)) else ""
 
 
 def _identity(rule: Metric) -> str:
@@ -215,13 +267,20 @@ def constraining(
     return Plan(constraint, (*CLEAN.steps, Step("constrain_weights", config, Scope(only=layers)), *mend))
 
 
-def apply(plan: Plan | str | Path, model: Any, data: Any = None, data_options: DataOptions | None = None) -> Model:
+def apply(
+    plan: Plan | str | Path,
+    model: Any,
+    data: Any = None,
+    data_options: DataOptions | None = None,
+    train_data: Any = None,
+) -> Model:
     """Carry out a plan, or replay a plan.yaml. The same plan, model and samples give the same bytes.
 
     Args:
         plan: a Plan, or the path of a plan.yaml.
         data: the samples to calibrate with; by default those that the plan names. Samples given here are split as
             `compress` splits them, with the plan's seed.
+        train_data: the samples to learn from, if a step trains; by default those that the plan names.
 
     Raises:
         InputError: the plan, model or data cannot be used, or the plan's own samples have changed since.
@@ -236,5 +295,10 @@ def apply(plan: Plan | str | Path, model: Any, data: Any = None, data_options: D
         evidence = evidence_from(data, data_options, plan, source)
     elif plan.calibration.data:
         evidence = recorded_evidence(plan, source, base)
-    applied = run_plan(plan, normalise(source), evidence)
+    prepared = normalise(source)
+    if evidence is not None and any(step.method == "train_quantized" for step in plan.steps):
+        options = data_options or recorded_options(plan)
+        named = train_data if train_data is not None else recorded_path(plan.calibration.train_data, base)
+        evidence.school = _school(prepared, named, options, plan.calibration.seed) if named else None
+    applied = run_plan(plan, prepared, evidence)
     return dataclasses.replace(applied.model, notes=(*applied.model.notes, *applied.notes))

@@ -63,7 +63,12 @@ def hand_over(
         pack_file(staged / "model.onnx", artifact)
     if source.path is None:  # leave the file that the result was held against
         deliver(bench.path, staged / "original.onnx")
-    calibration = replace(bench.calibration, data=seen_from(folder, bench.calibration.data))
+    trains = any(step.method == "train_quantized" for step in chosen.steps)
+    calibration = replace(
+        bench.calibration,
+        data=seen_from(folder, bench.calibration.data),
+        train_data=seen_from(folder, bench.calibration.train_data) if trains else "",
+    )
     write_file(staged / "plan.yaml", replace(chosen, calibration=calibration).to_yaml().encode())
     record = _record(bench, tried, cut, outcome, diagnosis, forecast, artifact, folder, begin)
     write_file(staged / "record.json", record.to_json())

@@ -36,6 +36,7 @@ class Run(msgspec.Struct, frozen=True):
     metric: str
     target: Target
     versions: dict[str, str]
+    learn: str = ""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -102,10 +103,9 @@ def open_journal(work: Path, run: Run) -> Journal:
     path, head = work / JOURNAL, msgspec.json.encode(run)
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     if not lines or lines[0] != head:
-        for leftover in work.glob("*.onnx*"):
-            if not leftover.name.startswith("original."):
+        for leftover in work.iterdir():
+            if leftover.is_file() and not leftover.name.startswith("original."):
                 leftover.unlink()
-        path.unlink(missing_ok=True)
         append(path, head)
         return Journal(work)
     known: dict[str, Entry] = {}

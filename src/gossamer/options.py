@@ -84,6 +84,25 @@ TrainData = Annotated[
         show_default=False,
     ),
 ]
+LearnFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--train-data",
+        metavar="DATA",
+        help="Samples to learn from, as for --data and apart from it; labels are not needed. Integers that would be "
+        "the best but for the accuracy they lose are then trained, taught by the original (extra train).",
+        show_default=False,
+    ),
+]
+TrainTime = Annotated[
+    float | None,
+    typer.Option(
+        parser=duration,
+        metavar="TIME",
+        help="For training, of all candidates together: 90s, 30m, 2h. By default 10m.",
+        show_default=False,
+    ),
+]
 Drop = Annotated[
     float,
     typer.Option(parser=fraction, metavar="FRACTION", help="Largest allowed fall of the metric, absolute: 1% or 0.01."),

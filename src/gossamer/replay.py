@@ -41,10 +41,8 @@ def recorded_evidence(plan: Plan, source: Model, base: Path) -> Evidence:
         OptionError: they are not what they were.
     """
     calibration = plan.calibration
-    here = base / calibration.data
-    options = msgspec.convert(calibration.options, DataOptions) if calibration.options else None
     try:
-        evidence = evidence_from(here if here.exists() else calibration.data, options, plan, source)
+        evidence = evidence_from(recorded_path(calibration.data, base), recorded_options(plan), plan, source)
     except DataError as error:
         raise DataError(f"the plan names its calibration samples, and {error}; give --data") from error
     if calibration.digest and evidence.samples.digest() != calibration.digest:
@@ -53,6 +51,17 @@ def recorded_evidence(plan: Plan, source: Model, base: Path) -> Evidence:
             "restore them, or give --data to calibrate anew"
         )
     return evidence
+
+
+def recorded_path(name: str, base: Path) -> str | Path:
+    """Samples that a plan names: a file or folder seen from the plan's own, or what the name says by itself."""
+    return base / name if name and (base / name).exists() else name
+
+
+def recorded_options(plan: Plan) -> DataOptions | None:
+    """How the plan's pictures became arrays."""
+    options = plan.calibration.options
+    return msgspec.convert(options, DataOptions) if options else None
 
 
 def evidence_from(data: Any, options: DataOptions | None, plan: Plan, source: Model) -> Evidence:

@@ -26,6 +26,7 @@ from gossamer.nouns.model import Model, model_sha256, save, size_bytes
 from gossamer.nouns.plan import ORIGINAL, Calibration, Plan
 from gossamer.nouns.record import Candidate, Splits
 from gossamer.nouns.samples import Samples
+from gossamer.nouns.schooling import TRAIN_S
 from gossamer.nouns.target import Target
 from gossamer.passes.contract import Memo, run_plan
 from gossamer.planning.candidates import CLEAN, propose
@@ -34,6 +35,7 @@ from gossamer.planning.features import features
 from gossamer.planning.guard import culprits, fewest, raised, to_mend, worth_mending
 from gossamer.planning.limits import Attempt
 from gossamer.planning.priced import Place
+from gossamer.planning.recovering import to_train, trained
 from gossamer.planning.refinement import correct_in_order, refine, round_by_loss
 from gossamer.shrinking import shrink, weigh, weigh_archives
 
@@ -70,6 +72,7 @@ class Bench:
         gains: weight -> noise of the network's outputs over that of its layer's, where it was measured.
         warnings: for the record.
         deadline: when to begin no further candidate, on the clock of `perf_counter`.
+        train_s: seconds for training, of all candidates together.
     """
 
     model: Model
@@ -90,6 +93,7 @@ class Bench:
     gains: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     deadline: float = inf
+    train_s: float = TRAIN_S
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,7 @@ def try_all(bench: Bench) -> tuple[list[Trial], str]:
         for finish in (round_by_loss, correct_in_order):
             for plan in finish(found, [trial.candidate for trial in tried], bench.budget):
                 tried.extend(_try(plan, bench, tried))
+        _recover(bench, tried)
         if aim != "latency" or not any(trial.candidate.met for trial in tried):
             _shrink(bench, tried)
         if bench.budget.max_latency_ratio is not None and not any(trial.candidate.met for trial in tried):
@@ -304,6 +309,37 @@ def _guard(bench: Bench, tried: list[Trial]) -> None:
         return trial.candidate.met
 
     fewest(len(order), holds)
+
+
+def _recover(bench: Bench, tried: list[Trial]) -> None:
+    """Where there are samples to learn from: what would be the best if it were true enough is trained until it is."""
+    school = bench.evidence.school
+    if school is None:
+        return
+    plans = to_train([trial.candidate for trial in tried], bench.budget)
+    if not plans:
+        bench.say("nothing to train: no plan of integers would be better than what holds the floor as it is")
+    for left, plan in zip(range(len(plans), 0, -1), plans, strict=True):
+        untrained = next((trial for trial in tried if trial.candidate.plan.steps == plan.steps), None)
+        untrained = untrained or _added(plan, bench, tried)
+        if untrained is None or untrained.candidate.facts is None or untrained.candidate.met:
+            continue
+        if perf_counter() > bench.deadline:
+            raise TimeUp
+        seconds = min(bench.train_s, bench.deadline - perf_counter()) / left
+        try:
+            schooling = school.fit(run_plan(plan, bench.model, bench.evidence, bench.memo).model, seconds)
+        except GossamerError as error:  # what is finished must not be lost, whatever training meets
+            bench.say(f"{plan.name} cannot be trained: {error}")
+            continue
+        if schooling is None:
+            bench.say(f"{plan.name} is not trained, as {seconds:.0f} s are too short; give more --train-time")
+            continue
+        bench.say(f"training {plan.name}")
+        trial = _added(trained(plan, schooling), bench, tried)
+        if trial is not None and trial.candidate.facts is not None:
+            drops = (one.candidate.facts.accuracy.drop for one in (untrained, trial) if one.candidate.facts)
+            bench.say("training took the drop from {:.4f} to {:.4f}".format(*drops))
 
 
 def _shrink(bench: Bench, tried: list[Trial]) -> None:

@@ -140,17 +140,12 @@ def test_every_integer_is_the_one_that_the_twin_computes_with() -> None:
     for node in weights:
         if node.op_type != "FakeQuantize":
             continue
-        w, scale, _, log = (
-            None if value is None else torch.from_numpy(np.array(constant(value))) for value in node.inputs
-        )
-        low, high = (node.attributes[end].as_int() if end in node.attributes else None for end in ("low", "high"))
-        made = fake_quantize(w, scale, None, log, node.attributes["axis"].as_int(), 0, low, high)
+        values = (None if value is None else torch.from_numpy(np.array(constant(value))) for value in node.inputs)
+        w, scale, zero, log, unit = values
+        low, high, axis = (node.attributes[name].as_int() for name in ("low", "high", "axis"))
+        made = fake_quantize(w, scale, zero, log, unit, axis, 0, low, high)
         stored = np.asarray(constant(result.ir.graph.initializers[node.metadata_props["gossamer.stored"]]))
-        steps = (
-            step(scale, log).reshape(-1, *[1] * (w.ndim - 1))
-            if node.attributes["axis"].as_int() == 0
-            else step(scale, log)
-        )
+        steps = step(scale, log).reshape(-1, *[1] * (w.ndim - 1)) if axis == 0 else step(scale, log)
         assert np.array_equal(stored.astype(np.float32), torch.round(made / steps).numpy())
         compared += stored.size
     assert compared == 6 * 27 + 54 + 480 and by_name
@@ -190,8 +185,9 @@ def test_a_weight_begins_where_the_float_one_is_in_its_cell() -> None:
     graph = twin(result).ir.graph
     w, middle = np.asarray(constant(graph.initializers["w"])), model.ir.graph.initializers["w"].const_value.numpy()
     scale = np.asarray(constant(graph.initializers["w_scale"])).reshape(-1, 1, 1, 1)
+    unit = np.asarray(constant(graph.initializers["w_unit"])).reshape(-1, 1, 1, 1)
     inside = np.abs(middle / scale) < 3
-    assert np.allclose(w[inside], middle[inside], atol=1.1e-2 * scale.max())
+    assert np.allclose((w * unit)[inside], middle[inside], atol=1.1e-2 * scale.max())
 
 
 def test_steps_stay_if_they_are_not_to_be_learned() -> None:
@@ -289,7 +285,7 @@ def test_gradients_by_channel_are_those_of_the_parts(axis: int, bits: int, seed:
         a = x.clone().requires_grad_()
         s = (torch.rand(channels, generator=torch.Generator().manual_seed(seed)) + 0.1).double().requires_grad_()
         if fused:
-            y = fake_quantize(a, s, None, None, axis, 0, -limit, limit)
+            y = fake_quantize(a, s, None, None, None, axis, 0, -limit, limit)
         else:
             y = dequantize_linear(quantize_linear(a, s, None, axis, 0, (-limit, limit)), s, None, axis)
         found.append((y.detach(), *torch.autograd.grad(y, (a, s), weight)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -51,6 +52,13 @@ def equal_samples(samples: Samples) -> list[list[int]]:
     for position, row in enumerate(samples.rows):
         groups.setdefault(_fingerprint(samples, int(row)), []).append(position)
     return list(groups.values())
+
+
+def without(samples: Samples, others: Sequence[Samples]) -> Samples:
+    """The samples whose content is in none of the others."""
+    known = {_fingerprint(other, int(row)) for other in others for row in other.rows}
+    kept = [position for position, row in enumerate(samples.rows) if _fingerprint(samples, int(row)) not in known]
+    return samples.take(np.array(kept, dtype=np.int64))
 
 
 def _fingerprint(samples: Samples, row: int) -> bytes:

@@ -14,6 +14,7 @@ from gossamer.measuring.moments import moments
 from gossamer.measuring.ranges import observe
 from gossamer.nouns.model import Model
 from gossamer.nouns.samples import Samples
+from gossamer.nouns.schooling import School
 
 KEPT_BYTES = 1_000_000_000  # of what `once` remembers
 
@@ -26,11 +27,13 @@ class Evidence:
     Args:
         samples: the calibration split.
         threads: of the runtime.
+        school: where models are trained, if there are samples for that.
     """
 
-    def __init__(self, samples: Samples, threads: int = 1) -> None:
+    def __init__(self, samples: Samples, threads: int = 1, school: School | None = None) -> None:
         self.samples = samples
         self.threads = threads
+        self.school = school
         # by identity: graphs are not hashable by content. The model is kept, so its id is not given to another.
         self._ranges: dict[tuple[int, bool], tuple[Model, dict[str, Observed]]] = {}
         self._peaks: dict[int, tuple[Model, dict[str, np.ndarray]]] = {}

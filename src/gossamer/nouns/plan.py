@@ -33,7 +33,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     """The samples a plan was made with, so that replaying it needs no other argument.
 
     `data` and `options` are what `--data` and its options were, `seed` that of the splits, `threads` those of the
-    runtime; `digest` is the SHA-256 of the calibration split.
+    runtime; `digest` is the SHA-256 of the calibration split; `train_data` is that of `--train-data`, if a step trains.
     """
 
     data: str = ""
@@ -41,6 +41,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     seed: int = 0
     threads: int = 1
     digest: str = ""
+    train_data: str = ""
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

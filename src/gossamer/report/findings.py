@@ -79,6 +79,7 @@ def findings(case: Case) -> tuple[Finding, ...]:
         *_preprocessing(case),
         *_floor(case),
         *_certainty(case),
+        *_trained(case),
         *_worst_layer(case),
         *_ranges(case),
         *(Weighed(*one) for one in forecast_findings(case.forecast, case.model, case.data)),
@@ -135,6 +136,23 @@ def _certainty(case: Case) -> Iterator[Weighed]:
     many = round_up(needed * total / max(parts.verify.n, 1))
     remedy = f"About {many:,} samples in `--data` would settle it, if the drop stays what it is."
     yield Weighed(80, Finding(text, remedy))
+
+
+def _trained(case: Case) -> Iterator[Weighed]:
+    """What training won back of the accuracy that integers lose, both as they were where candidates were chosen."""
+    steps = tuple(step for step in case.plan.steps if step.method != "train_quantized")
+    before, after = (
+        next((one.facts for one in case.candidates if one.plan.steps == wanted and one.facts is not None), None)
+        for wanted in (steps, case.plan.steps)
+    )
+    if steps == case.plan.steps or before is None or after is None:
+        return
+    lost, left = before.accuracy, after.accuracy
+    text = (
+        f"Training took the loss of accuracy from {_points(case, lost.drop)} to {_points(case, left.drop)}, "
+        f"and the outputs' signal from {number(lost.snr_db, 1)} to {number(left.snr_db, 1)} dB above their noise."
+    )
+    yield Weighed(78, Finding(text, "Applied."))
 
 
 def _worst_layer(case: Case) -> Iterator[Weighed]:

@@ -35,7 +35,7 @@ from gossamer.training.pupil import Pupil
 from gossamer.training.run import Job
 from gossamer.training.settle import settle
 from gossamer.training.teaching import Distillation, Parts, Student, teach
-from gossamer.training.twin import twin
+from gossamer.training.twin import RATE, twin
 from gossamer.training.watching import Watch
 from gossamer.training.write_back import write_back
 
@@ -115,7 +115,7 @@ def train_model(
         Pupil(module, lessons.losses),
         Lessons(parts.learn, lessons.learn, student.session.static_batch),
         Lessons(parts.choose, lessons.choose, student.session.static_batch),
-        for_fixed_batch(options, student.session.static_batch),
+        for_fixed_batch(options if graph is lessons.graph else for_twin(options), student.session.static_batch),
         folder / CHECKPOINT,
         watch,
         name=source.name,
@@ -141,6 +141,11 @@ def train_model(
     write_file(folder / "training.json", msgspec.json.format(msgspec.json.encode(summary), indent=2))
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return summary
+
+
+def for_twin(options: Options) -> Options:
+    """The options for a twin, whose weights have the same rate in any network: a range test is not needed."""
+    return options if options.rate is not None else msgspec.structs.replace(options, rate=RATE)
 
 
 def for_fixed_batch(options: Options, fixed_batch: int | None) -> Options:

@@ -34,7 +34,7 @@ def settle(trained: Model, quantized: Model) -> Model:
         else:
             s = _step(node, 1, 2).reshape(()) * _step(node, 3, 4)
             _store(graph, node.metadata_props[STEPS], s.numpy())
-            steps = torch.round(_tensor(node, 0) / s).clamp(-BIAS_LIMIT, BIAS_LIMIT)
+            steps = torch.round(_tensor(node, 0) * _tensor(node, 5) / s).clamp(-BIAS_LIMIT, BIAS_LIMIT)
             _store(graph, node.metadata_props[STORED], np.clip(steps.double().numpy(), -(2**31) + 1, 2**31 - 1))
     _copy_floats(trained.ir.graph, graph, {_name(node, index) for node in ours for index in range(1, len(node.inputs))})
     return clone
@@ -42,8 +42,9 @@ def settle(trained: Model, quantized: Model) -> Model:
 
 def _integers(node: ir.Node, s: torch.Tensor) -> np.ndarray:
     """The integers that a weight's FakeQuantize computes with, zero point added."""
-    latent = _tensor(node, 0)
-    shape = tuple(latent.shape)
+    shape = tuple(_tensor(node, 0).shape)
+    unit = torch.from_numpy(np.array(spread(_tensor(node, 4).numpy(), shape, node)))
+    latent = _tensor(node, 0) * unit
     zero = np.zeros((), np.float32)
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         zero = spread(np.asarray(constant(node.inputs[2])).astype(np.float32), shape, node)

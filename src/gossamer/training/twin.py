@@ -28,6 +28,8 @@ STEPS = "gossamer.steps"  # of a FakeQuantizeBias: the initializer of the bias's
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 REDUCED = 64  # see `affine.WEIGHT_LIMITS`
 LIMITS = (1, 3, 7, 15, 31, 63, REDUCED, 127, 32767)  # greatest integers of symmetric weights of 2 to 8 bits, and of 16
+RATE = 3e-4  # for weights in the unit of their channel; a range test fails, as it begins at the bottom of the loss
+BIAS_STEPS = 2.0**14  # in a bias's unit: what the largest weight makes of the largest input of 8 bits each
 CELL = 0.49  # of a step: how far from an integer's middle its weight may begin
 
 
@@ -51,7 +53,7 @@ def twin(model: Model, learn_steps: bool = True) -> Model:
     logs = _Logs(graph, replaced) if learn_steps else None
     readers = {node: _reader(node) for node in biases}  # before anything is moved
     beneath = {node: parts for node, reader in readers.items() if reader is not None and (parts := _steps_of(reader))}
-    latents: dict[ir.Value, ir.Value] = {}
+    latents: dict[ir.Value, Latent] = {}
     for node, found in weights.items():
         if node not in biases:
             _replace_weight(graph, node, found, latents, logs, model.reference)
@@ -77,6 +79,9 @@ def bounds_of(integers: np.ndarray, zeros: np.ndarray, dtype: ir.DataType) -> tu
     if limit is None or np.any(zeros != zero):
         return least, most
     return max(least, zero - limit - (low < -limit)), min(most, zero + limit)
+
+
+Latent = tuple[ir.Value, ir.Value]  # a weight in units, and the units
 
 
 class _Logs:
@@ -141,7 +146,7 @@ def _replace_weight(
     graph: ir.Graph,
     node: ir.Node,
     found: ir.Value,
-    latents: dict[ir.Value, ir.Value],
+    latents: dict[ir.Value, Latent],
     logs: _Logs | None,
     reference: Model | None,
 ) -> None:
@@ -153,10 +158,12 @@ def _replace_weight(
     low, high = bounds_of(integers, zeros, found.dtype)
     if found not in latents:
         base = (found.name or "weight").removesuffix("_quantized")
-        real = _begin(node, integers, zeros, _array(scale))
-        latents[found] = add_initializer(graph, base, _within_cells(real, node, scale, base, reference))
-    log = None if logs is None else logs.of(scale)
-    out = _put(node, "FakeQuantize", [latents[found], scale, zero, log], _grid_attributes(node, low, high))
+        real = _within_cells(_begin(node, integers, zeros, _array(scale)), node, scale, base, reference)
+        unit = np.asarray(_array(scale) * np.float32(high - low + 1) / 2, np.float32)
+        relative = np.asarray(real / spread(unit, real.shape, node), np.float32)
+        latents[found] = (add_initializer(graph, base, relative), add_initializer(graph, f"{base}_unit", unit))
+    log, (latent, unit_value) = None if logs is None else logs.of(scale), latents[found]
+    out = _put(node, "FakeQuantize", [latent, scale, zero, log, unit_value], _grid_attributes(node, low, high))
     out.metadata_props[STORED] = found.name or ""
 
 
@@ -210,11 +217,11 @@ def _replace_bias(
 ) -> None:
     name = (found.name or "bias").removesuffix("_quantized")
     real = _array(found).astype(np.float64) * _array(node.inputs[1]).astype(np.float64)
-    bias = add_initializer(graph, name, real.astype(np.float32))
-    inputs: list[ir.Value | None] = [bias]
-    for scale in steps:
+    unit = np.broadcast_to(BIAS_STEPS * _array(node.inputs[1]), real.shape).astype(np.float32)
+    inputs: list[ir.Value | None] = [add_initializer(graph, name, (real / unit).astype(np.float32))]
+    for scale in steps:  # the order of the operator: bias, input scale, its log, weight scale, its log, unit
         inputs += [scale, None if logs is None else logs.of(scale)]
-    # the order of the operator: bias, input scale, its log, weight scale, its log
+    inputs.append(add_initializer(graph, f"{name}_unit", unit))
     made = _put(node, "FakeQuantizeBias", inputs, {})
     made.metadata_props[STORED] = found.name or ""
     made.metadata_props[STEPS] = str(node.inputs[1].name) if node.inputs[1] is not None else ""

@@ -24,7 +24,7 @@ from gossamer.training.operators.sizes import as_tensor, numbers_of
 from gossamer.training.tensors import TORCH_TYPES, TRAINABLE, number_of, tensor_of
 
 Kind = Literal["tensor", "numbers", "integers"]
-_SCALES = {"QuantizeLinear": (1,), "DequantizeLinear": (1,), "FakeQuantize": (1,), "FakeQuantizeBias": (1, 3)}
+_SCALES = {"QuantizeLinear": (1,), "DequantizeLinear": (1,), "FakeQuantize": (1, 4), "FakeQuantizeBias": (1, 3, 5)}
 _STATISTICS = ((3, "BatchNormalization"), (4, "BatchNormalization"))
 
 
@@ -224,5 +224,5 @@ def _is_statistic(value: ir.Value) -> bool:
 
 
 def _is_scale(value: ir.Value) -> bool:
-    """Whether a constant is the scale of a quantizer."""
+    """Whether a constant is the scale of a quantizer, or the unit of its numbers."""
     return any(index in _SCALES.get(node.op_type, ()) for node, index in value.uses())

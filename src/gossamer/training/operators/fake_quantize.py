@@ -24,12 +24,17 @@ def fake_quantize(
     scale: Tensor,
     zero_point: Tensor | None = None,
     log_ratio: Tensor | None = None,
+    unit: Tensor | None = None,
     axis: int = 1,
     block_size: int = 0,
     low: int = -128,
     high: int = 127,
 ) -> Tensor:
     """(clamp(round(x / s) + zero point, low, high) - zero point) s, with s = `step(scale, log_ratio)`.
+
+    Weights come in a unit of their own, x = unit * given, such as the largest weight that their channel can hold. An
+    optimizer that moves all parameters by about the same amount, as Adam does, then changes a channel of small weights
+    as much as one of large ones; behind folded norms they differ a thousandfold.
 
     Gradients are those of LSQ (Esser et al. 2020): they pass straight through the rounding; numbers beyond the grid get
     none, and move its step instead. Learning the logarithm of the step, as TQT does (Jain et al. 2020), keeps it
@@ -40,8 +45,11 @@ def fake_quantize(
         scale: positive; one, or one an index of `axis`, or one a block of `block_size` there.
         zero_point: integers of the scale's shape; None stands for 0.
         log_ratio: of the scale's size, 0 in the beginning; None where the step is not learned.
+        unit: as many as there are scales; None for 1.
     """
     s = step(scale, log_ratio)
+    if unit is not None:
+        x = x * spread(unit, x, axis, block_size)
     zero = 0.0 if zero_point is None else _one_or_spread(zero_point.to(s.dtype), x, axis, block_size)
     with torch.autocast(x.device.type, enabled=False):
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -55,9 +63,12 @@ def fake_quantize_bias(
     input_log_ratio: Tensor | None,
     weight_scale: Tensor,
     weight_log_ratio: Tensor | None,
+    unit: Tensor | None = None,
 ) -> Tensor:
     """A bias in whole steps of the input's scale times the weight's, int32 in the file; the gradient passes."""
     s = (step(input_scale, input_log_ratio).reshape(()) * step(weight_scale, weight_log_ratio)).detach()
+    if unit is not None:
+        bias = bias * unit
     return bias + (torch.round(bias / s).clamp(-BIAS_LIMIT, BIAS_LIMIT) * s - bias).detach()
 
 

@@ -1,0 +1,79 @@
+"""Quantization-aware training: integers and steps move until the network's outputs are right again.
+
+What rounds is what `quantize_static` put there, and stays there; training happens in a twin of the graph (see
+`training.twin`) that computes what the runtime computes. The samples, the teacher and torch are those of the
+`School` that the evidence names, so that this file needs none of them.
+
+Source: Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only
+inference"; learned steps: Esser et al. 2020, "Learned step size quantization".
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from gossamer.errors import CandidateError, OptionError
+from gossamer.graph.qdq import integers_behind
+from gossamer.nouns.model import Model
+from gossamer.nouns.plan import Scope
+from gossamer.nouns.schooling import Schooling
+from gossamer.passes.contract import Result
+
+if TYPE_CHECKING:
+    from gossamer.measuring.evidence import Evidence
+
+PRESERVES_FUNCTION = False
+NEEDS_SAMPLES = True
+STORES: tuple[str, ...] = ()
+
+
+Config = Schooling
+
+
+def requires(model: Model, config: Config, scope: Scope) -> None:
+    """All of the graph is trained.
+
+    Raises:
+        OptionError: a scope.
+    """
+    if scope != Scope():
+        raise OptionError("train_quantized trains the whole graph; leave the scope out")
+
+
+def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None) -> Result:
+    """Train. A graph without stored integers, or one that training does not improve, comes back as it is.
+
+    Raises:
+        OptionError: there are no training samples.
+        ModelError: an operator has no gradient, or no counterpart in torch.
+        CandidateError: the loss became NaN, or memory does not suffice.
+    """
+    if not any(node.op_type == "DequantizeLinear" and integers_behind(node) for node in model.ir.graph):
+        return Result(model, False, ("train_quantized: no weight is stored in integers behind DequantizeLinear",))
+    school = None if evidence is None else evidence.school
+    if school is None:
+        raise OptionError("train_quantized needs samples to learn from; give --train-data")
+    trained, note = school.train(model, config)
+    if trained is model:
+        return Result(model, False, (f"train_quantized: {note}",))
+    return Result(replace(trained, reference=model.reference), True, (f"train_quantized: {note}",))
+
+
+def ensures(before: Model, result: Result, config: Config) -> None:
+    """The graph is the same, and every constant has the type and shape that it had.
+
+    Raises:
+        CandidateError: names one that has not.
+    """
+    known = before.ir.graph.initializers
+    for name, value in result.model.ir.graph.initializers.items():
+        if name not in known or _kind(known[name]) != _kind(value):
+            raise CandidateError(f"training changed the type or shape of {name}")
+
+
+def _kind(value: ir.Value) -> tuple[object, ...]:
+    tensor = value.const_value
+    return () if tensor is None else (tensor.dtype, tuple(tensor.shape.numpy()))

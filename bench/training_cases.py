@@ -56,13 +56,13 @@ class Effort:
     tune_samples: int
     student_epochs: int
     student_samples: int
-    tune_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
+    tune_rates: tuple[float, ...] = (1e-3, 3e-3)
     student_rates: tuple[float, ...] = (3e-3, 1e-2)
     validation: int = training_nets.VALIDATION
     test: int = 10_000
 
 
-FULL = Effort(7, 55_000, 2, 20_000, 4, 40_000)
+FULL = Effort(7, 55_000, 2, 12_000, 3, 30_000)
 QUICK = Effort(2, 8_000, 1, 1_500, 1, 3_000, (1e-3,), (3e-3,), 1_000, 2_000)
 
 

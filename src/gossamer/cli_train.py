@@ -52,6 +52,18 @@ def train(
         float | None,
         typer.Option(help="The teacher's share beside labels (default 0.9; 1 without labels).", show_default=False),
     ] = None,
+    constraint: Annotated[
+        str,
+        typer.Option(
+            metavar="GRID",
+            help="Put weights on a grid first, such as grid:4, and train its integers; without TEACHER the model "
+            "teaches that it was. A model of integers is trained in them as it is.",
+            show_default=False,
+        ),
+    ] = "",
+    activations: Annotated[
+        Literal["uint8", "int8", "float"], typer.Option(help="What layers compute in behind a constraint.")
+    ] = "uint8",
     data: Annotated[
         str | None,
         typer.Option(
@@ -66,7 +78,11 @@ def train(
     batch: Annotated[int, typer.Option(min=1, help="Samples that go through at once, in each process.")] = 64,
     accumulate: Annotated[int, typer.Option(min=1, help="Batches that make one step.")] = 1,
     rate: Annotated[
-        float | None, typer.Option(help="Highest learning rate; by default a range test finds it.", show_default=False)
+        float | None,
+        typer.Option(
+            help="Highest learning rate; by default a range test finds it, and integers take 1e-3 of their step.",
+            show_default=False,
+        ),
     ] = None,
     optimizer: Annotated[Literal["adamw", "sgd"], typer.Option(help="What makes steps of gradients.")] = "adamw",
     schedule: Annotated[Literal["cosine", "constant"], typer.Option(help="How the rate runs.")] = "cosine",
@@ -105,6 +121,8 @@ def train(
         gossamer train small.onnx --train-data photos.npz --teacher big.onnx -o out/
 
         gossamer train small.onnx --train-data photos.npz --teacher big.onnx --loss soft_labels,features
+
+        gossamer train model.onnx --train-data photos.npz --constraint grid:4
     """
     with reporting() as console:
         try:
@@ -147,6 +165,8 @@ def train(
             data_options(size, resize, mean, std, scale, layout, channels),
             metric,
             watch_of(console.log_line, console.progress, tensorboard, mlflow),
+            constraint,
+            activations,
         )
         if json:
             console.give(msgspec.json.encode(summary))

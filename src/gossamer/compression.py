@@ -38,7 +38,7 @@ from gossamer.nouns.target import Target
 from gossamer.passes.contract import run_plan
 from gossamer.planning.candidates import CLEAN, propose
 from gossamer.planning.features import features
-from gossamer.replay import evidence_from, read_plan, recorded_evidence, recorded_options, recorded_path
+from gossamer.replay import read_plan, recorded_options, recorded_path, recorded_splits, splits_of
 from gossamer.runtimes.contract import find
 from gossamer.solving import NO_RATE
 from gossamer.trials import Bench, Say, try_all, try_one, verify_best
@@ -290,15 +290,16 @@ def apply(
     source = read(model)
     if not plan.steps:  # the answer was: leave it as it is
         return source
-    evidence = None
+    prepared, splits = normalise(source), None
     if data is not None:
-        evidence = evidence_from(data, data_options, plan, source)
+        splits = splits_of(data, data_options, plan, source)
     elif plan.calibration.data:
-        evidence = recorded_evidence(plan, source, base)
-    prepared = normalise(source)
-    if evidence is not None and any(step.method == "train_quantized" for step in plan.steps):
-        options = data_options or recorded_options(plan)
+        splits = recorded_splits(plan, source, base)
+    evidence = None if splits is None else Evidence(splits.calibrate, plan.calibration.threads)
+    if evidence is not None and splits is not None and any(step.method == "train_quantized" for step in plan.steps):
         named = train_data if train_data is not None else recorded_path(plan.calibration.train_data, base)
-        evidence.school = _school(prepared, named, options, plan.calibration.seed) if named else None
+        options, measured = data_options or recorded_options(plan), (splits.select, splits.verify)
+        seed = plan.calibration.seed
+        evidence.school = _school(prepared, named, options, seed, measured=measured) if named else None
     applied = run_plan(plan, prepared, evidence)
     return dataclasses.replace(applied.model, notes=(*applied.model.notes, *applied.notes))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -11,10 +11,18 @@ from gossamer.errors import DataError, OptionError
 from gossamer.intake.binding import bind
 from gossamer.intake.samples import DataOptions, read_samples
 from gossamer.intake.splits import split
-from gossamer.measuring.evidence import Evidence
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Plan, plan_from_yaml
+from gossamer.nouns.samples import Samples
 from gossamer.runtimes.onnxruntime import open_session
+
+
+class Splits(NamedTuple):
+    """Samples as `compress` splits them."""
+
+    calibrate: Samples
+    select: Samples
+    verify: Samples
 
 
 def read_plan(path: Path) -> Plan:
@@ -30,8 +38,8 @@ def read_plan(path: Path) -> Plan:
     return plan_from_yaml(text, str(path))
 
 
-def recorded_evidence(plan: Plan, source: Model, base: Path) -> Evidence:
-    """Evidence over the very samples that the plan names.
+def recorded_splits(plan: Plan, source: Model, base: Path) -> Splits:
+    """The very samples that the plan names, split as they were.
 
     Args:
         base: the folder that the plan's path to the data starts from.
@@ -42,15 +50,15 @@ def recorded_evidence(plan: Plan, source: Model, base: Path) -> Evidence:
     """
     calibration = plan.calibration
     try:
-        evidence = evidence_from(recorded_path(calibration.data, base), recorded_options(plan), plan, source)
+        splits = splits_of(recorded_path(calibration.data, base), recorded_options(plan), plan, source)
     except DataError as error:
         raise DataError(f"the plan names its calibration samples, and {error}; give --data") from error
-    if calibration.digest and evidence.samples.digest() != calibration.digest:
+    if calibration.digest and splits.calibrate.digest() != calibration.digest:
         raise OptionError(
             f"the calibration samples in {calibration.data} are not those the plan was made with; "
             "restore them, or give --data to calibrate anew"
         )
-    return evidence
+    return splits
 
 
 def recorded_path(name: str, base: Path) -> str | Path:
@@ -64,9 +72,8 @@ def recorded_options(plan: Plan) -> DataOptions | None:
     return msgspec.convert(options, DataOptions) if options else None
 
 
-def evidence_from(data: Any, options: DataOptions | None, plan: Plan, source: Model) -> Evidence:
-    """Evidence over the calibration split of any samples, made with the plan's seed."""
-    threads = plan.calibration.threads
-    session = open_session(source.path or source, threads)
+def splits_of(data: Any, options: DataOptions | None, plan: Plan, source: Model) -> Splits:
+    """Any samples, split with the plan's seed."""
+    session = open_session(source.path or source, plan.calibration.threads)
     samples = bind(read_samples(data, options), session.inputs)
-    return Evidence(split(samples, plan.calibration.seed)[0], threads)
+    return Splits(*split(samples, plan.calibration.seed)[:3])

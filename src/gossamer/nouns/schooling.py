@@ -50,8 +50,11 @@ class School(Protocol):
         """The schooling that so many seconds suffice for, if they suffice for any."""
         ...
 
-    def train(self, model: Model, schooling: Schooling) -> tuple[Model, str]:
-        """A trained copy, or the model itself if nothing better was found; and what is to be said of it."""
+    def train(self, model: Model, schooling: Schooling, nodes: frozenset[str] | None = None) -> tuple[Model, str]:
+        """A trained copy, or the model itself if nothing better was found; and what is to be said of it.
+
+        Only what these nodes read is trained; None stands for all.
+        """
         ...
 
     def digest(self) -> str:

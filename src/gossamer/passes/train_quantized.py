@@ -20,7 +20,7 @@ from gossamer.graph.qdq import integers_behind
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Scope
 from gossamer.nouns.schooling import Schooling
-from gossamer.passes.contract import Result
+from gossamer.passes.contract import Result, in_scope
 
 if TYPE_CHECKING:
     from gossamer.measuring.evidence import Evidence
@@ -34,17 +34,11 @@ Config = Schooling
 
 
 def requires(model: Model, config: Config, scope: Scope) -> None:
-    """All of the graph is trained.
-
-    Raises:
-        OptionError: a scope.
-    """
-    if scope != Scope():
-        raise OptionError("train_quantized trains the whole graph; leave the scope out")
+    """Nothing: a graph in which there is nothing to train comes back as it is."""
 
 
 def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None) -> Result:
-    """Train. A graph without stored integers, or one that training does not improve, comes back as it is.
+    """Train what the nodes in the scope read; what has no stored integers, or gains nothing, comes back as it is.
 
     Raises:
         OptionError: there are no training samples.
@@ -53,10 +47,13 @@ def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None)
     """
     if not any(node.op_type == "DequantizeLinear" and integers_behind(node) for node in model.ir.graph):
         return Result(model, False, ("train_quantized: no weight is stored in integers behind DequantizeLinear",))
+    nodes = None if scope == Scope() else frozenset(node.name or "" for node in model.ir.graph if in_scope(scope, node))
+    if nodes is not None and not nodes:
+        return Result(model, False)
     school = None if evidence is None else evidence.school
     if school is None:
         raise OptionError("train_quantized needs samples to learn from; give --train-data")
-    trained, note = school.train(model, config)
+    trained, note = school.train(model, config, nodes)
     if trained is model:
         return Result(model, False, (f"train_quantized: {note}",))
     return Result(replace(trained, reference=model.reference), True, (f"train_quantized: {note}",))

@@ -32,6 +32,7 @@ from gossamer.training.lower import lower
 from gossamer.training.measured import measure
 from gossamer.training.options import Options
 from gossamer.training.pupil import Pupil
+from gossamer.training.quantizing import Activations, quantize
 from gossamer.training.run import Job
 from gossamer.training.settle import settle
 from gossamer.training.teaching import Distillation, Parts, Student, teach
@@ -49,6 +50,7 @@ class Summary(msgspec.Struct, frozen=True):
         artifact: the trained file.
         teacher: what it learned from; empty for labels alone.
         losses: what was lessened.
+        constraint: what weights were put on first.
         samples: how many trained, chose the epoch, and verified.
         accuracy: before and after, of the files in onnxruntime, on samples that were in neither of the other two:
             against the labels, or without any against the teacher.
@@ -64,6 +66,7 @@ class Summary(msgspec.Struct, frozen=True):
     accuracy: Accuracy
     seconds: float
     notes: tuple[str, ...] = ()
+    constraint: str = ""
 
     def line(self) -> str:
         """The outcome as a person reads it."""
@@ -86,6 +89,8 @@ def train_model(
     data_options: DataOptions | None = None,
     metric: str | None = None,
     watch: Watch = Watch(),  # noqa: B008
+    constraint: str = "",
+    activations: Activations = "uint8",
 ) -> Summary:
     """Train an ONNX model on labels, a teacher or both, and write it with what it gained into a folder.
 
@@ -96,6 +101,9 @@ def train_model(
         teacher: a path of an ONNX model or of its outputs (.npy, .npz), an `nn.Module`, or arrays.
         data: other samples to verify the result on; by default another tenth of the first.
         metric: as for `compress`.
+        constraint: a grid that weights are put on first, such as `grid:4`; training then moves integers and steps, and
+            without another teacher the model teaches that it was. A model that has integers needs none.
+        activations: what layers compute in behind a constraint.
 
     Raises:
         InputError: the model, the teacher, the data, an option or the folder cannot be used.
@@ -108,6 +116,11 @@ def train_model(
     watch.say("reading the model and the data")
     student, notes = _ready(source)
     parts, said = _samples(student, train_data, data, data_options, options.seed)
+    if constraint:
+        watch.say(f"putting weights on {constraint}")
+        teacher = student.model if teacher is None else teacher
+        quantized = quantize(student.model, constraint, activations, parts.learn, available_cores())
+        student = Student(quantized, open_session(quantized, available_cores()))
     lessons = teach(student, parts, teacher, distillation, options, watch.say)
     graph = twin(lessons.graph)
     module = lower(graph)
@@ -137,6 +150,7 @@ def train_model(
         accuracy=accuracy,
         seconds=perf_counter() - begin,
         notes=(*notes, *said),
+        constraint=constraint,
     )
     write_file(folder / "training.json", msgspec.json.format(msgspec.json.encode(summary), indent=2))
     (folder / CHECKPOINT).unlink(missing_ok=True)

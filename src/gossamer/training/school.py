@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from torch import fx
 
 from gossamer.errors import DataError
 from gossamer.intake.binding import bind
@@ -32,6 +33,7 @@ from gossamer.training.holding_out import hold_out
 from gossamer.training.lessons import Lessons
 from gossamer.training.loop import Trained, train
 from gossamer.training.lower import lower
+from gossamer.training.operators.fake_quantize import DOMAIN
 from gossamer.training.options import Options
 from gossamer.training.pupil import Pupil, WeightedLoss
 from gossamer.training.run import Job
@@ -93,21 +95,25 @@ class School:
         """A text equal for equal samples."""
         return _digest((self.learn.samples.digest() + self.choose.samples.digest()).encode())
 
-    def train(self, model: Model, schooling: Schooling) -> tuple[Model, str]:
+    def train(self, model: Model, schooling: Schooling, nodes: frozenset[str] | None = None) -> tuple[Model, str]:
         """A trained copy, or the model itself if nothing was better; and what is to be said of it.
+
+        Only what these nodes read is trained; None stands for all.
 
         Raises:
             ModelError, CandidateError: see `lower` and `loop.train`.
         """
-        key = _digest(to_bytes(model) + msgspec.json.encode(schooling))
+        key = _digest(to_bytes(model) + msgspec.json.encode((schooling, sorted(nodes or ()))))
         if key not in self.known:
-            self.known[key] = self._recalled(model, key) or self._trained(model, schooling, key)
+            self.known[key] = self._recalled(model, key) or self._trained(model, schooling, key, nodes)
         return self.known[key]
 
-    def _trained(self, model: Model, schooling: Schooling, key: str) -> tuple[Model, str]:
+    def _trained(self, model: Model, schooling: Schooling, key: str, nodes: frozenset[str] | None) -> tuple[Model, str]:
         begin = perf_counter()
         graph = twin(model, schooling.learn_steps)
         module = lower(graph)
+        if nodes is not None:
+            _freeze_all_but(module, graph, nodes)
         learn = self._drawn(schooling)
         checkpoint = None if self.folder is None else self.folder / f"trained-{key}.safetensors"
         options = Options(epochs=schooling.epochs, batch=schooling.batch, rate=schooling.rate, seed=schooling.seed)
@@ -195,6 +201,20 @@ def open_school(
         seed,
         watch,
     )
+
+
+def _freeze_all_but(module: fx.GraphModule, graph: Model, nodes: frozenset[str]) -> None:
+    """Train only what these nodes read, through quantizers or not."""
+    parameters = dict(module.named_parameters())
+    for path, name in module.meta["initializers"].items():
+        if path not in parameters:
+            continue
+        readers = graph.ir.graph.initializers[name].consumers()
+        behind = [
+            layer for node in readers for layer in (node.outputs[0].consumers() if node.domain == DOMAIN else [node])
+        ]
+        if not any(node.name in nodes for node in behind):
+            parameters[path].requires_grad_(False)
 
 
 def _apart(samples: Samples, measured: tuple[Samples, ...], say: Callable[[str], None]) -> Samples:

@@ -28,8 +28,8 @@ STEPS = "gossamer.steps"  # of a FakeQuantizeBias: the initializer of the bias's
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 REDUCED = 64  # see `affine.WEIGHT_LIMITS`
 LIMITS = (1, 3, 7, 15, 31, 63, REDUCED, 127, 32767)  # greatest integers of symmetric weights of 2 to 8 bits, and of 16
-RATE = 3e-4  # for weights in the unit of their channel; a range test fails, as it begins at the bottom of the loss
-BIAS_STEPS = 2.0**14  # in a bias's unit: what the largest weight makes of the largest input of 8 bits each
+RATE = 1e-3  # of weights in steps of their grid; a range test fails, as it begins at the bottom of the loss
+BIAS_STEPS = 256.0  # in a bias's unit: what one step of a weight makes of the largest input of 8 bits
 CELL = 0.49  # of a step: how far from an integer's middle its weight may begin
 
 
@@ -159,7 +159,7 @@ def _replace_weight(
     if found not in latents:
         base = (found.name or "weight").removesuffix("_quantized")
         real = _within_cells(_begin(node, integers, zeros, _array(scale)), node, scale, base, reference)
-        unit = np.asarray(_array(scale) * np.float32(high - low + 1) / 2, np.float32)
+        unit = np.array(_array(scale), np.float32)
         relative = np.asarray(real / spread(unit, real.shape, node), np.float32)
         latents[found] = (add_initializer(graph, base, relative), add_initializer(graph, f"{base}_unit", unit))
     log, (latent, unit_value) = None if logs is None else logs.of(scale), latents[found]

@@ -32,9 +32,9 @@ def fake_quantize(
 ) -> Tensor:
     """(clamp(round(x / s) + zero point, low, high) - zero point) s, with s = `step(scale, log_ratio)`.
 
-    Weights come in a unit of their own, x = unit * given, such as the largest weight that their channel can hold. An
-    optimizer that moves all parameters by about the same amount, as Adam does, then changes a channel of small weights
-    as much as one of large ones; behind folded norms they differ a thousandfold.
+    Weights come in a unit of their own, x = unit * given: the step that their channel begins with. An optimizer that
+    moves all parameters by about the same amount, as Adam does, then brings the integers of every channel and width as
+    near to their next; in plain numbers, channels behind folded norms differ a thousandfold.
 
     Gradients are those of LSQ (Esser et al. 2020): they pass straight through the rounding; numbers beyond the grid get
     none, and move its step instead. Learning the logarithm of the step, as TQT does (Jain et al. 2020), keeps it

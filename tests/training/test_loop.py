@@ -407,3 +407,27 @@ def test_a_pupil_sums_its_losses_by_their_shares() -> None:
     one, _ = Pupil(module, [WeightedLoss(HardLabels())])(piece)
     two, _ = Pupil(module, [WeightedLoss(HardLabels(), 0.25), WeightedLoss(HardLabels(), 0.5)])(piece)
     assert two.item() == pytest.approx(0.75 * one.item())
+
+
+def test_an_interrupt_keeps_the_best_so_far_and_the_checkpoint(tmp_path: Path) -> None:
+    def steps(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    said: list[str] = []
+    asked = {"epochs": 6, "rate": 0.01}
+    begun = job(checkpoint=tmp_path / "run.safetensors", watch=Watch(said.append, steps), options=asked)
+    trained = train(begun)
+    assert trained.interrupted and 0 < trained.best_epoch <= 3
+    assert any("interrupted: going on with the best so far" in line for line in said)
+    again = train(job(checkpoint=tmp_path / "run.safetensors", options=asked))
+    whole = train(job(options=asked))
+    assert not again.interrupted and again.epochs == whole.epochs
+
+
+def test_an_interrupt_before_anything_is_better_ends_training() -> None:
+    def steps(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(job(watch=Watch(steps=steps)))

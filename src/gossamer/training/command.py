@@ -72,6 +72,7 @@ class Summary(msgspec.Struct, frozen=True):
         """The outcome as a person reads it."""
         got, epoch = self.accuracy, self.trained.best_epoch
         kept = f"epoch {epoch}" if epoch else "nothing better than the beginning"
+        kept += ", interrupted" if self.trained.interrupted else ""
         return (
             f"{self.artifact}: {got.metric} {got.original:.2%} -> {got.result:.2%} on {got.n} samples "
             f"(95 % of the gain: {-got.high:+.2%} to {-got.low:+.2%}), {kept}"
@@ -153,7 +154,8 @@ def train_model(
         constraint=constraint,
     )
     write_file(folder / "training.json", msgspec.json.format(msgspec.json.encode(summary), indent=2))
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    if not trained.interrupted:  # else the same command goes on where it was
+        (folder / CHECKPOINT).unlink(missing_ok=True)
     return summary
 
 

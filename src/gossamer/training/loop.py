@@ -39,12 +39,14 @@ class Trained(msgspec.Struct, frozen=True):
         best_epoch: whose weights the module holds now; 0 if nothing was better than the beginning.
         epochs: every epoch, from 0, before the first step.
         batch: samples that went through the module at once in the end.
+        interrupted: Ctrl-C ended it; what the module holds is the best so far.
     """
 
     rate: float
     best_epoch: int
     epochs: tuple[Epoch, ...]
     batch: int
+    interrupted: bool = False
 
 
 def train(job: Job) -> Trained:
@@ -94,8 +96,8 @@ def steps_of(count: int, options: Options, epoch: int) -> list[np.ndarray]:
 
 
 def _train(fabric: Any, job: Job) -> Trained:
-    """All of it, in one process."""
-    run = begin(fabric, job)
+    """All of it, in one process. An interrupt ends it with the best so far, once there is something better."""
+    run, interrupted = begin(fabric, job), False
     try:
         if not resume(run):
             run.place.rate = job.options.rate or _found_rate(run)
@@ -103,11 +105,16 @@ def _train(fabric: Any, job: Job) -> Trained:
             save(run)
         while run.place.epoch < job.options.epochs and not _is_out_of_patience(run):
             _epoch(run)
+    except KeyboardInterrupt:
+        if not run.place.best_epoch or job.options.devices > 1:
+            raise
+        job.watch.say(f"interrupted: going on with the best so far, that of epoch {run.place.best_epoch}")
+        interrupted = True
     finally:
         load(job.pupil.student, run.best)
         if fabric.is_global_zero:
             job.watch.end()
-    return Trained(run.place.rate, run.place.best_epoch, tuple(run.place.epochs), run.place.batch)
+    return Trained(run.place.rate, run.place.best_epoch, tuple(run.place.epochs), run.place.batch, interrupted)
 
 
 def _epoch(run: Run) -> None:

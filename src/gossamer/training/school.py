@@ -120,6 +120,8 @@ class School:
         pupil = Pupil(module, self.losses)
         options = for_fixed_batch(for_twin(options), self.fixed_batch)
         trained = train(Job(pupil, learn, self.choose, options, checkpoint, self.watch, name=model.name))
+        if trained.interrupted:
+            raise KeyboardInterrupt  # the search ends; what it has finished is measured, and this is not
         note = _told(trained, len(learn), perf_counter() - begin)
         result = settle(write_back(module, graph), model) if trained.best_epoch else model
         if self.folder is not None and checkpoint is not None:

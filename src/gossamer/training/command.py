@@ -39,6 +39,7 @@ from gossamer.training.teaching import Distillation, Parts, Student, teach
 from gossamer.training.twin import RATE, twin
 from gossamer.training.watching import Watch
 from gossamer.training.write_back import write_back
+from gossamer.training.zeros import keep_zeros
 
 CHECKPOINT = ".checkpoint.safetensors"
 
@@ -125,6 +126,9 @@ def train_model(
     lessons = teach(student, parts, teacher, distillation, options, watch.say)
     graph = twin(lessons.graph)
     module = lower(graph)
+    sparse = keep_zeros(module, graph)
+    if sparse:
+        watch.say(f"the zeros of {sparse} weights stay zeros")
     job = Job(
         Pupil(module, lessons.losses),
         Lessons(parts.learn, lessons.learn, student.session.static_batch),

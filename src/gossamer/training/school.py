@@ -42,6 +42,7 @@ from gossamer.training.teaching import Distillation, Parts, Student, teach
 from gossamer.training.twin import twin
 from gossamer.training.watching import Watch
 from gossamer.training.write_back import write_back
+from gossamer.training.zeros import keep_zeros
 
 MOST_EPOCHS = 10
 FEWEST_STEPS = 20  # below that nothing is learned that would be worth it
@@ -112,6 +113,7 @@ class School:
         begin = perf_counter()
         graph = twin(model, schooling.learn_steps)
         module = lower(graph)
+        keep_zeros(module, graph)
         if nodes is not None:
             _freeze_all_but(module, graph, nodes)
         learn = self._drawn(schooling)

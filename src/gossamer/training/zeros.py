@@ -1,0 +1,82 @@
+"""Zeros that were chosen stay zeros while the rest is trained: pruned weights, and a codebook's zero.
+
+A sparse model is fine-tuned so (Han et al. 2015): no gradient reaches its zeros, and so no optimizer moves them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, fx
+
+from gossamer.graph.edit import attribute_int, constant
+from gossamer.nouns.model import Model
+from gossamer.training.operators.fake_quantize import DOMAIN
+
+LAYERS = {
+    "Conv": (1,),
+    "ConvTranspose": (1,),
+    "Gemm": (1,),
+    "MatMul": (0, 1),
+    "LSTM": (1, 2),
+    "GRU": (1, 2),
+    "RNN": (1, 2),
+}
+TABLES = ("Gather", "GatherND", "GatherElements")  # a codebook's values, or rows, are looked up in input 0
+SPARSE = 0.5  # of a weight's numbers: with so many zeros they were chosen
+SPARSE_COARSE = 0.75  # the same of integers of 2 and 3 bits, of which many are zero anyway
+COARSE_LIMIT = 3
+
+
+def keep_zeros(module: fx.GraphModule, model: Model) -> int:
+    """See that training keeps the zeros of sparse weights and codebooks; returns of how many parameters.
+
+    Args:
+        module: what `lower` made of the model.
+        model: a twin, or a model without integers.
+    """
+    parameters, held = dict(module.named_parameters()), 0
+    for path, name in module.meta["initializers"].items():
+        value = model.ir.graph.initializers.get(name)
+        chosen = None if value is None or path not in parameters else _chosen_zeros(value)
+        if chosen is None:
+            continue
+        parameter = parameters[path]
+        with torch.no_grad():
+            parameter.masked_fill_(torch.from_numpy(chosen).to(parameter.device), 0)
+        parameter.register_hook(_Blocked(chosen))  # type: ignore[no-untyped-call]
+        held += 1
+    return held
+
+
+class _Blocked:
+    """A gradient without that of the zeros."""
+
+    def __init__(self, chosen: np.ndarray) -> None:
+        self._chosen = torch.from_numpy(chosen)
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        if self._chosen.device != gradient.device:
+            self._chosen = self._chosen.to(gradient.device)
+        return gradient.masked_fill(self._chosen, 0)
+
+
+def _chosen_zeros(value: ir.Value) -> np.ndarray | None:
+    """Which numbers of an initializer are zeros that stay, or None."""
+    array = constant(value)
+    if array is None or array.ndim == 0 or array.dtype.kind != "f" or not array.size:
+        return None
+    zeros, share = array == 0, SPARSE
+    for node, slot in value.uses():
+        if node.domain == "" and node.op_type in TABLES and slot == 0:
+            return zeros if zeros.any() else None
+        if node.domain == DOMAIN and node.op_type == "FakeQuantize" and slot == 0:
+            zeros = np.abs(array) < 0.5  # in steps: what rounds to zero
+            share = SPARSE_COARSE if attribute_int(node, "high", 127) <= COARSE_LIMIT else SPARSE
+            break
+        if node.domain == "" and slot in LAYERS.get(node.op_type, ()):
+            break
+    else:
+        return None
+    return zeros if zeros.mean() >= share else None

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossamer.arith.affine import affine_parameters, dequantize, quantize
+from gossamer.arith.affine import affine_parameters, dequantize, integer_ends, quantize
 from gossamer.arith.bulk import grid_snr_db
 from gossamer.arith.histogram import observed_of
 
@@ -16,7 +16,7 @@ seeds = st.integers(0, 2**16)
 
 def kept_db(x: np.ndarray, low: float | None = None, high: float | None = None, dtype: str = "uint8") -> float:
     grid = affine_parameters(x.min() if low is None else low, x.max() if high is None else high, dtype, False)  # type: ignore[arg-type]
-    return grid_snr_db(observed_of(x[None]), *grid)
+    return grid_snr_db(observed_of(x[None]), *grid, integer_ends(str(grid[1].dtype)))
 
 
 def measured_db(x: np.ndarray, dtype: str = "uint8") -> float:
@@ -77,4 +77,4 @@ def test_clipping_counts() -> None:
 def test_minus_infinity_is_left_aside() -> None:
     x = np.float32(np.random.default_rng(0).normal(size=(1, 5000)))
     x[0, ::7] = -np.inf
-    assert grid_snr_db(observed_of(x), *affine_parameters(-4, 4, "uint8", False)) > 30
+    assert grid_snr_db(observed_of(x), *affine_parameters(-4, 4, "uint8", False), (0, 255)) > 30

@@ -23,6 +23,7 @@ from gossamer.nouns.model import Model, save
 from gossamer.nouns.plan import Plan, Scope, Step
 from gossamer.nouns.samples import samples_from_arrays
 from gossamer.passes import contract
+from gossamer.runtimes.onnxruntime import open_session
 
 X = {"x": normal(16, 4, 12, 12)}
 NET = """test (float[N,4,12,12] x) => (float[N,5] y) <float zero = {0}> {
@@ -233,3 +234,21 @@ def test_second_run_over_all_changes_nothing_and_says_little() -> None:
 def test_a_quantized_node_asked_for_by_name_is_refused() -> None:
     with pytest.raises(OptionError, match="cannot quantize node 'node_b': it is quantized already"):
         quantized(quantized(net()), scope=Scope(only=("node_b",)), activation="uint16")
+
+
+@pytest.mark.parametrize("activation", ["uint8", "int8"])
+@pytest.mark.parametrize("bits", [2, 4, 7])
+def test_activations_of_few_bits_stay_within_them(activation: str, bits: int) -> None:
+    """What comes out of every pair takes no more values than the bits can tell apart, zero among them."""
+    model = parse(
+        "g (float[N,3,8,8] x) => (float[N,4,6,6] y) { a = Conv(x, w) y = Relu(a) }", w=normal(4, 3, 3, 3, seed=3)
+    )
+    x = normal(8, 3, 8, 8)
+    evidence = Evidence(samples_from_arrays({"x": x}))
+    config = {"activation": activation, "activation_bits": bits}
+    result = contract.run(Step("quantize_static", config), model, evidence).model
+    assert any(node.op_type == "Clip" for node in result.ir.graph)
+    y = open_session(result).run({"x": x})[0]
+    assert len(np.unique(y)) <= 2**bits and (y == 0).any() and len(np.unique(y)) > 2 ** (bits - 2)
+    again = contract.run(Step("quantize_static", config), result, evidence)
+    assert not again.modified

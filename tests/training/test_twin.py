@@ -82,6 +82,7 @@ def shaken(module: torch.nn.Module, by: float, seed: int = 0) -> None:
 @settings(max_examples=8)
 @given(
     bits=st.sampled_from(BITS),
+    activation_bits=st.sampled_from([2, 4, 5, 8]),
     activation=st.sampled_from(["uint8", "int8"]),
     symmetric=st.booleans(),
     granularity=st.sampled_from(["channel", "tensor"]),
@@ -89,12 +90,13 @@ def shaken(module: torch.nn.Module, by: float, seed: int = 0) -> None:
     seed=st.integers(0, 50),
 )
 def test_what_a_twin_learned_is_what_the_runtime_computes(
-    bits: int, activation: str, symmetric: bool, granularity: str, rounding: str, seed: int
+    bits: int, activation_bits: int, activation: str, symmetric: bool, granularity: str, rounding: str, seed: int
 ) -> None:
     model = quantized(
         network(seed),
         seed,
         weight_bits=bits,
+        activation_bits=activation_bits,
         activation=activation,
         symmetric=symmetric,
         granularity=granularity,

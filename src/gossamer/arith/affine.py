@@ -26,13 +26,19 @@ LARGEST_SCALE = np.finfo(np.float32).max
 SHRINK_FACTORS = np.linspace(1.0, 0.5, 21)
 
 
-def levels_of(dtype_name: IntegerName) -> int:
-    """How many integers the type has: 256 or 65536."""
-    return 1 << np.iinfo(dtype_name).bits
+def integer_ends(dtype_name: IntegerName, bits: int | None = None) -> tuple[int, int]:
+    """The least and greatest integer of so many bits of a type; None means all of them."""
+    limits = np.iinfo(dtype_name)
+    count = limits.bits if bits is None else bits
+    return (-(1 << (count - 1)), (1 << (count - 1)) - 1) if limits.min < 0 else (0, (1 << count) - 1)
 
 
 def affine_parameters(
-    low: float | np.ndarray, high: float | np.ndarray, dtype_name: IntegerName, symmetric: bool
+    low: float | np.ndarray,
+    high: float | np.ndarray,
+    dtype_name: IntegerName,
+    symmetric: bool,
+    bits: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The grid of a type that covers [low, high], after widening the range to contain 0, which is then exact.
 
@@ -42,6 +48,7 @@ def affine_parameters(
 
     Args:
         low, high: scalars, or arrays of equal shape (one grid an entry).
+        bits: uses only so many of the type's, see `integer_ends`.
 
     Returns:
         scale: float32, the shape of `low`; positive, finite, never denormal.
@@ -54,15 +61,15 @@ def affine_parameters(
         raise DataError(f"range [{low}, {high}] is not finite; look for NaN or Inf in the weights or activations")
     low64 = np.minimum(np.asarray(low, np.float64), 0.0)
     high64 = np.maximum(np.asarray(high, np.float64), 0.0)
-    limits = np.iinfo(dtype_name)
-    half = limits.max if limits.min < 0 else limits.max // 2  # 127 steps each way for 8 bits
+    least, most = integer_ends(dtype_name, bits)
+    half = most if least < 0 else most // 2  # 127 steps each way for 8 bits
     if symmetric:
         scale = _usable_scale(np.maximum(-low64, high64) / half)
-        middle = limits.max - half
+        middle = most - half
         return scale, np.full(scale.shape, middle, dtype_name)
-    scale = _usable_scale((high64 - low64) / (limits.max - limits.min))
-    zero_point = np.rint(limits.min - low64 / scale.astype(np.float64))
-    return scale, np.asarray(np.clip(zero_point, limits.min, limits.max)).astype(dtype_name)
+    scale = _usable_scale((high64 - low64) / (most - least))
+    zero_point = np.rint(least - low64 / scale.astype(np.float64))
+    return scale, np.asarray(np.clip(zero_point, least, most)).astype(dtype_name)
 
 
 def quantize(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, axis: int | None = None) -> np.ndarray:

@@ -16,7 +16,7 @@ SHARE = 0.001  # of the numbers other than zero: less than this is no bulk
 FEWEST = 100  # numbers: gaps between fewer say nothing
 
 
-def grid_snr_db(observed: Observed, scale: np.ndarray, zero_point: np.ndarray) -> float:
+def grid_snr_db(observed: Observed, scale: np.ndarray, zero_point: np.ndarray, ends: tuple[int, int]) -> float:
     """Signal-to-noise ratio to expect of a tensor on a grid, or of its bulk beside far spikes if that is lower.
 
     Numbers inside the grid err by a twelfth of the squared step, those that round to zero by themselves, those outside
@@ -25,10 +25,10 @@ def grid_snr_db(observed: Observed, scale: np.ndarray, zero_point: np.ndarray) -
     Args:
         observed: with a histogram; infinities are not in it.
         scale, zero_point: scalar arrays, see `affine.affine_parameters`.
+        ends: the least and greatest integer.
     """
-    running = cumulative(observed)
-    limits, step = np.iinfo(zero_point.dtype), float(scale)
-    low, high = ((end - int(zero_point)) * step for end in (limits.min, limits.max))
+    running, step = cumulative(observed), float(scale)
+    low, high = ((end - int(zero_point)) * step for end in ends)
     x = (running.edges[:-1] + running.edges[1:]) / 2
     power = running.counts * x**2
     inside = np.where(np.abs(x) < step / 2, x**2, step**2 / 12)

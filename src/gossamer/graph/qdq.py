@@ -20,10 +20,15 @@ OPSET_OF_4_BITS = 21
 
 
 class Pair(msgspec.Struct, frozen=True):
-    """The one representation of an activation quantizer between measurement and graph: scalars in initializers."""
+    """The one representation of an activation quantizer between measurement and graph: scalars in initializers.
+
+    Attributes:
+        ends: the least and greatest integer, where they are not the type's.
+    """
 
     scale: ir.Value
     zero_point: ir.Value
+    ends: tuple[int, int] | None = None
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -110,24 +115,65 @@ def _pair_behind(graph: ir.Graph, value: ir.Value, name: str, pair: Pair) -> ir.
     parts, quantized = [pair.scale, pair.zero_point], fresh_name(graph, f"{name}_quantized")
     count = quantized.removeprefix(f"{name}_quantized")  # beside another pair the nodes need new names too
     integer = ir.node("QuantizeLinear", [value, *parts], domain=domain, name=f"{name}/QuantizeLinear{count}")
-    inputs = [integer.outputs[0], *parts]
+    integers = integer.outputs[0]
+    between: tuple[ir.Node, ...] = ()
+    if pair.ends is not None:
+        integers, between = _kept_within(graph, integers, pair, name, count)
+    inputs = [integers, *parts]
     real = ir.node("DequantizeLinear", inputs, domain=domain, name=f"{name}/DequantizeLinear{count}")
     integer.outputs[0].name = quantized
     integer.outputs[0].type, integer.outputs[0].shape = pair.zero_point.type, value.shape
     real.outputs[0].type, real.outputs[0].shape = value.type, value.shape
     producer = value.producer()
     if producer is None:
-        graph.insert_before(graph[0], (integer, real))
+        graph.insert_before(graph[0], (integer, *between, real))
     else:
-        graph.insert_after(producer, (integer, real))
+        graph.insert_after(producer, (integer, *between, real))
     return real.outputs[0]
+
+
+def _kept_within(
+    graph: ir.Graph, integers: ir.Value, pair: Pair, name: str, count: str
+) -> tuple[ir.Value, tuple[ir.Node, ...]]:
+    """A Clip of the integers themselves, which leaves the layer in front of it to its integer kernel."""
+    dtype = np.asarray(constant(pair.zero_point)).dtype
+    parts = zip(("least", "most"), pair.ends or (), strict=True)
+    ends = [shared_initializer(graph, f"{word}_{dtype}_{end}", np.array(end, dtype)) for word, end in parts]
+    clip = ir.node("Clip", [integers, *ends], name=f"{name}/Clip{count}")
+    clip.outputs[0].name = f"{name}_clipped{count}"
+    clip.outputs[0].type, clip.outputs[0].shape = integers.type, integers.shape
+    return clip.outputs[0], (clip,)
 
 
 def quantized_tensor(value: ir.Value) -> ir.Value | None:
     """The tensor that a quantizer rounded to this value, if one did."""
     real = value.producer()
-    integer = real.inputs[0].producer() if real is not None and pair_of(value) is not None and real.inputs[0] else None
+    integer = None if real is None or pair_of(value) is None else quantizer_of(real)
     return None if integer is None else integer.inputs[0]
+
+
+def quantizer_of(real: ir.Node) -> ir.Node | None:
+    """The QuantizeLinear in front of a DequantizeLinear; a Clip between is looked through."""
+    above = None if real.inputs[0] is None else real.inputs[0].producer()
+    if above is not None and _ends_of(above) is not None and above.inputs[0] is not None:
+        above = above.inputs[0].producer()
+    return above if above is not None and above.op_type == "QuantizeLinear" else None
+
+
+def ends_of(real: ir.Node) -> tuple[int, int] | None:
+    """The least and greatest integer that come to a DequantizeLinear, if a Clip keeps them within."""
+    above = None if real.inputs[0] is None else real.inputs[0].producer()
+    return None if above is None else _ends_of(above)
+
+
+def _ends_of(node: ir.Node) -> tuple[int, int] | None:
+    if node.op_type != "Clip" or node.domain != "" or len(node.inputs) < 3:
+        return None
+    ends = [constant(value) for value in node.inputs[1:3]]
+    if any(end is None or end.dtype.kind not in "iu" for end in ends):
+        return None
+    low, high = (int(np.asarray(end)) for end in ends)
+    return low, high
 
 
 def dequantizer(node: ir.Node, index: int) -> ir.Node | None:
@@ -140,14 +186,13 @@ def dequantizer(node: ir.Node, index: int) -> ir.Node | None:
 def pair_of(value: ir.Value) -> Pair | None:
     """The quantizer that a value comes out of, if it does: a QuantizeLinear and DequantizeLinear of one grid."""
     real = value.producer()
-    integers = real.inputs[0] if real is not None and real.op_type == "DequantizeLinear" else None
-    integer = None if integers is None else integers.producer()
-    if real is None or integer is None or integer.op_type != "QuantizeLinear" or len(real.inputs) < 3:
+    integer = quantizer_of(real) if real is not None and real.op_type == "DequantizeLinear" else None
+    if real is None or integer is None or len(real.inputs) < 3:
         return None
     scale, zero_point = real.inputs[1:3]
     if scale is None or zero_point is None or constant(scale) is None or constant(zero_point) is None:
         return None
-    return Pair(scale, zero_point) if np.asarray(constant(scale)).ndim == 0 else None
+    return Pair(scale, zero_point, ends_of(real)) if np.asarray(constant(scale)).ndim == 0 else None
 
 
 def integers_behind(node: ir.Node) -> ir.Value | None:

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
-from gossamer.arith.affine import COARSE_BITS, WeightBits, affine_parameters, dequantize, levels_of
+from gossamer.arith.affine import COARSE_BITS, WeightBits, affine_parameters, dequantize, integer_ends
 from gossamer.arith.bulk import grid_snr_db
 from gossamer.arith.clipping import Estimator, clip_range, needs_histogram
 from gossamer.arith.histogram import Observed
@@ -45,6 +45,7 @@ STORES: tuple[str, ...] = ()  # see Result.stores: INT8 or INT16
 # Softmax is left out on purpose: its integer kernel is slower than the float one and ruins attention.
 OPERATORS = ("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool")
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+DB_A_BIT = 6.02  # what each bit less costs anyway
 
 Grid = tuple[np.ndarray, np.ndarray]  # scale and zero point
 
@@ -55,6 +56,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         activation: integer type of activations. onnxruntime's CPU kernels compute with those of 16 bits in float,
             slower than float itself: they are for other processors, and to see what finer activations would give.
+        activation_bits: so many of a byte; the integers are clipped to fewer, for processors that have use for them.
+            Those of 16 bits are always whole.
         weight_bits: 8 are stored as int8 up to 127, 7 as int8 up to 64, for processors whose byte products
             saturate (x86 without VNNI), 16 as int16. Fewer are multiplied as bytes too: 4 and less are stored as int4
             (from opset 21 on), which a Cast turns into bytes when the file is opened. 2 bits are -1, 0 and 1.
@@ -71,6 +74,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     activation: Literal["uint8", "int8", "uint16", "int16"] = "uint8"
     weight_bits: WeightBits = 8
+    activation_bits: Literal[2, 3, 4, 5, 6, 7, 8] = 8
     symmetric: bool = False
     granularity: Literal["channel", "tensor"] = "channel"
     ranges: Estimator = "minmax"
@@ -192,10 +196,10 @@ def _add_grids(
         if not observed.finite:
             coarse[name] = f"its activation {name!r} holds minus infinity, as a mask does, which is no integer"
             continue
-        kind = (name, "grid", config.activation, config.symmetric, config.ranges)
+        kind = (name, "grid", config.activation, _bits(config), config.symmetric, config.ranges)
         low, high, scale, zero_point, kept_db = evidence.once(model, kind, partial(_grid, observed, config))
         grids[name] = scale, zero_point
-        if kept_db < config.least_snr_db:
+        if kept_db < config.least_snr_db - DB_A_BIT * (8 - (_bits(config) or 8)):
             coarse[name] = (
                 f"its activation {name!r} runs from {low:.4g} to {high:.4g}, and in steps of {float(scale):.3g} "
                 f"most of it would keep {kept_db:.0f} dB"
@@ -205,9 +209,20 @@ def _add_grids(
 
 def _grid(observed: Observed, config: Config) -> tuple[float, float, np.ndarray, np.ndarray, float]:
     """The range, its scale and zero point, and the dB that most of what was observed keeps in these steps."""
-    low, high = clip_range(observed, config.ranges, levels_of(config.activation), config.symmetric)
-    scale, zero_point = affine_parameters(low, high, config.activation, config.symmetric)
-    return low, high, scale, zero_point, grid_snr_db(observed, scale, zero_point) if observed.size else np.inf
+    bits, ends = _bits(config), _ends(config)
+    low, high = clip_range(observed, config.ranges, ends[1] - ends[0] + 1, config.symmetric)
+    scale, zero_point = affine_parameters(low, high, config.activation, config.symmetric, bits)
+    return low, high, scale, zero_point, grid_snr_db(observed, scale, zero_point, ends) if observed.size else np.inf
+
+
+def _bits(config: Config) -> int | None:
+    """Of activations, where they are not all of their type's."""
+    whole = np.iinfo(config.activation).bits > 8 or config.activation_bits == 8
+    return None if whole else config.activation_bits
+
+
+def _ends(config: Config) -> tuple[int, int]:
+    return integer_ends(config.activation, _bits(config))
 
 
 def _observed(model: Model, names: list[str], evidence: Evidence, histogram: bool) -> dict[str, Observed]:
@@ -240,7 +255,9 @@ def _float_form(model: Model) -> Model:
 def _found(value: ir.Value, config: Config) -> Pair | None:
     """The pair that a value comes out of already, if it is of the wanted type."""
     pair = pair_of(value)
-    return pair if pair is not None and np.asarray(constant(pair.zero_point)).dtype == config.activation else None
+    if pair is None or np.asarray(constant(pair.zero_point)).dtype != config.activation:
+        return None
+    return pair if (pair.ends or integer_ends(config.activation)) == _ends(config) else None
 
 
 def _make_pairs(
@@ -259,6 +276,7 @@ def _make_pairs(
             pair = Pair(
                 add_initializer(graph, f"{value.name}_scale", scale),
                 add_initializer(graph, f"{value.name}_zero_point", zero_point),
+                None if _bits(config) is None else _ends(config),
             )
         else:
             found.add(value)
@@ -316,7 +334,8 @@ def _says_the_same(end: ir.Node, pair: Pair) -> bool:
     low, high = clip_bounds(end)
     scale, zero_point = np.asarray(constant(pair.scale)), np.asarray(constant(pair.zero_point))
     limits = np.iinfo(zero_point.dtype)
-    ends = dequantize(np.array([limits.min, limits.max], zero_point.dtype), scale, zero_point)
+    integers = pair.ends or (limits.min, limits.max)
+    ends = dequantize(np.array(integers, zero_point.dtype), scale, zero_point)
     half_step = 0.5001 * float(scale)
     return bool(ends[0] >= low - half_step and ends[1] <= high + half_step)
 

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from gossamer.graph.edit import add_initializer, add_node, attribute_int, constant, drop_unused
 from gossamer.graph.placement import MOVERS
-from gossamer.graph.qdq import dequantizer, integers_behind
+from gossamer.graph.qdq import dequantizer, ends_of, integers_behind, quantizer_of
 from gossamer.nouns.model import Model
 from gossamer.training.operators.fake_quantize import DOMAIN
 from gossamer.training.tensors import integer_range
@@ -111,11 +111,9 @@ def _has_usual_scale(node: ir.Node) -> bool:
 
 
 def _quantizer(node: ir.Node) -> ir.Node | None:
-    """The QuantizeLinear of the same grid right in front of a DequantizeLinear."""
-    above = None if node.inputs[0] is None else node.inputs[0].producer()
-    if above is None or above.op_type != "QuantizeLinear" or not _is_same_grid(above, node):
-        return None
-    return above
+    """The QuantizeLinear of the same grid in front of a DequantizeLinear, a Clip of integers between or not."""
+    above = quantizer_of(node)
+    return above if above is not None and _is_same_grid(above, node) else None
 
 
 def _is_same_grid(a: ir.Node, b: ir.Node) -> bool:
@@ -240,7 +238,7 @@ def _replace_pair(node: ir.Node, logs: _Logs | None) -> None:
         return
     zero = node.inputs[2] if len(node.inputs) > 2 else None
     dtype = ir.DataType.UINT8 if zero is None or zero.dtype is None else zero.dtype
-    low, high = integer_range(dtype)
+    low, high = ends_of(node) or integer_range(dtype)
     log = None if logs is None else logs.of(scale)
     _put(node, "FakeQuantize", [x, scale, _zero_point(node), log], _grid_attributes(node, low, high))
 

@@ -55,15 +55,17 @@ def train(
     constraint: Annotated[
         str,
         typer.Option(
-            metavar="GRID",
-            help="Put weights on a grid first, such as grid:4, and train its integers; without TEACHER the model "
-            "teaches that it was. A model of integers is trained in them as it is.",
+            metavar="TEXT",
+            help="What weights are to be: grid:4, sparse:0.9, sparse:0.9+codebook:16; they are moved there and trained "
+            "within it, and without TEACHER the model teaches that it was. A model of integers, zeros or shared values "
+            "is trained in its form without this.",
             show_default=False,
         ),
     ] = "",
     activations: Annotated[
-        Literal["uint8", "int8", "float"], typer.Option(help="What layers compute in behind a constraint.")
+        Literal["uint8", "int8", "float"], typer.Option(help="What layers compute in behind a grid.")
     ] = "uint8",
+    rounds: Annotated[int, typer.Option(min=1, help="In which a ratio of zeros is reached.")] = 4,
     data: Annotated[
         str | None,
         typer.Option(
@@ -167,6 +169,7 @@ def train(
             watch_of(console.log_line, console.progress, tensorboard, mlflow),
             constraint,
             activations,
+            rounds,
         )
         if json:
             console.give(msgspec.json.encode(summary))

@@ -25,21 +25,16 @@ from gossamer.measuring.metrics import choose_metric
 from gossamer.nouns.facts import Accuracy
 from gossamer.nouns.model import Model, save, write_file
 from gossamer.runtimes.onnxruntime import open_session
+from gossamer.training.constraining import Activations
 from gossamer.training.holding_out import hold_out
+from gossamer.training.in_form import Course
 from gossamer.training.lessons import Lessons
-from gossamer.training.loop import Trained, train
-from gossamer.training.lower import lower
+from gossamer.training.loop import Trained
 from gossamer.training.measured import measure
 from gossamer.training.options import Options
-from gossamer.training.pupil import Pupil
-from gossamer.training.quantizing import Activations, quantize
-from gossamer.training.run import Job
-from gossamer.training.settle import settle
+from gossamer.training.stages import STAGE, Formed, in_stages
 from gossamer.training.teaching import Distillation, Parts, Student, teach
-from gossamer.training.twin import RATE, twin
 from gossamer.training.watching import Watch
-from gossamer.training.write_back import write_back
-from gossamer.training.zeros import keep_zeros
 
 CHECKPOINT = ".checkpoint.safetensors"
 
@@ -51,10 +46,10 @@ class Summary(msgspec.Struct, frozen=True):
         artifact: the trained file.
         teacher: what it learned from; empty for labels alone.
         losses: what was lessened.
-        constraint: what weights were put on first.
+        constraint: what weights were moved into.
         samples: how many trained, chose the epoch, and verified.
-        accuracy: before and after, of the files in onnxruntime, on samples that were in neither of the other two:
-            against the labels, or without any against the teacher.
+        accuracy: before anything and after, of the files in onnxruntime, on samples that were in neither of the other
+            two: against the labels, or without any against the teacher.
     """
 
     artifact: str
@@ -93,6 +88,7 @@ def train_model(
     watch: Watch = Watch(),  # noqa: B008
     constraint: str = "",
     activations: Activations = "uint8",
+    rounds: int = 4,
 ) -> Summary:
     """Train an ONNX model on labels, a teacher or both, and write it with what it gained into a folder.
 
@@ -103,9 +99,11 @@ def train_model(
         teacher: a path of an ONNX model or of its outputs (.npy, .npz), an `nn.Module`, or arrays.
         data: other samples to verify the result on; by default another tenth of the first.
         metric: as for `compress`.
-        constraint: a grid that weights are put on first, such as `grid:4`; training then moves integers and steps, and
-            without another teacher the model teaches that it was. A model that has integers needs none.
-        activations: what layers compute in behind a constraint.
+        constraint: what weights are to be, as `gossamer constrain` takes it: `grid:4`, `sparse:0.9`,
+            `sparse:0.9+codebook:16`. They are moved there, and trained within it; without another teacher the model
+            teaches that it was. A model that has its form already needs none.
+        activations: what layers compute in behind a grid.
+        rounds: in which a ratio of zeros is reached, with a share of the epochs each.
 
     Raises:
         InputError: the model, the teacher, the data, an option or the folder cannot be used.
@@ -118,62 +116,43 @@ def train_model(
     watch.say("reading the model and the data")
     student, notes = _ready(source)
     parts, said = _samples(student, train_data, data, data_options, options.seed)
-    if constraint:
-        watch.say(f"putting weights on {constraint}")
-        teacher = student.model if teacher is None else teacher
-        quantized = quantize(student.model, constraint, activations, parts.learn, available_cores())
-        student = Student(quantized, open_session(quantized, available_cores()))
+    teacher = student.model if constraint and teacher is None else teacher
     lessons = teach(student, parts, teacher, distillation, options, watch.say)
-    graph = twin(lessons.graph)
-    module = lower(graph)
-    sparse = keep_zeros(module, graph)
-    if sparse:
-        watch.say(f"the zeros of {sparse} weights stay zeros")
-    job = Job(
-        Pupil(module, lessons.losses),
-        Lessons(parts.learn, lessons.learn, student.session.static_batch),
-        Lessons(parts.choose, lessons.choose, student.session.static_batch),
-        for_fixed_batch(options if graph is lessons.graph else for_twin(options), student.session.static_batch),
+    fixed = student.session.static_batch
+    course = Course(
+        lessons.losses,
+        tuple(str(value.name) for value in lessons.graph.ir.graph.outputs[len(student.session.outputs) :]),
+        Lessons(parts.learn, lessons.learn, fixed),
+        Lessons(parts.choose, lessons.choose, fixed),
         folder / CHECKPOINT,
         watch,
-        name=source.name,
     )
-    trained = train(job)
+    formed = Formed(constraint, rounds, activations)
+    outcome, stage = in_stages(student.model, course, options, formed, folder)
     watch.say("measuring the result")
     target = folder / "model.onnx"
-    result = replace(settle(write_back(module, graph), student.model), path=None, reference=None)
+    result = replace(outcome.model, path=None, reference=None)
     accuracy = _measured(result, student, Lessons(parts.verify, lessons.verify), metric)
     save(result, target)
+    trained = outcome.trained
     summary = Summary(
         artifact=str(target),
         teacher=lessons.name,
         losses=tuple(type(loss.loss).__name__ for loss in lessons.losses),
-        options=job.options,
+        options=outcome.options,
         distillation=distillation,
         samples=(len(parts.learn), len(parts.choose), len(parts.verify)),
         trained=trained,
         accuracy=accuracy,
         seconds=perf_counter() - begin,
         notes=(*notes, *said),
-        constraint=constraint,
+        constraint=stage,
     )
     write_file(folder / "training.json", msgspec.json.format(msgspec.json.encode(summary), indent=2))
     if not trained.interrupted:  # else the same command goes on where it was
-        (folder / CHECKPOINT).unlink(missing_ok=True)
+        for leftover in (folder / CHECKPOINT, *folder.glob(f"{STAGE}*")):
+            leftover.unlink(missing_ok=True)
     return summary
-
-
-def for_twin(options: Options) -> Options:
-    """The options for a twin, whose weights have the same rate in any network: a range test is not needed."""
-    return options if options.rate is not None else msgspec.structs.replace(options, rate=RATE)
-
-
-def for_fixed_batch(options: Options, fixed_batch: int | None) -> Options:
-    """The options for a model that insists on so many samples in a call: more calls make up a step of the same size."""
-    if fixed_batch is None:
-        return options
-    wanted = options.batch * options.accumulate
-    return msgspec.structs.replace(options, batch=fixed_batch, accumulate=max(1, round(wanted / fixed_batch)))
 
 
 def _ready(source: Model) -> tuple[Student, tuple[str, ...]]:

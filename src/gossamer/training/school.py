@@ -16,7 +16,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from torch import fx
 
 from gossamer.errors import DataError
 from gossamer.intake.binding import bind
@@ -28,21 +27,16 @@ from gossamer.nouns.model import Model, save, to_bytes, write_file
 from gossamer.nouns.samples import Samples
 from gossamer.nouns.schooling import Schooling
 from gossamer.runtimes.onnxruntime import open_session
-from gossamer.training.command import for_fixed_batch, for_twin
 from gossamer.training.holding_out import hold_out
+from gossamer.training.in_form import Course, train_in_form
 from gossamer.training.lessons import Lessons
-from gossamer.training.loop import Trained, train
+from gossamer.training.loop import Trained
 from gossamer.training.lower import lower
-from gossamer.training.operators.fake_quantize import DOMAIN
 from gossamer.training.options import Options
 from gossamer.training.pupil import Pupil, WeightedLoss
-from gossamer.training.run import Job
-from gossamer.training.settle import settle
 from gossamer.training.teaching import Distillation, Parts, Student, teach
 from gossamer.training.twin import twin
 from gossamer.training.watching import Watch
-from gossamer.training.write_back import write_back
-from gossamer.training.zeros import keep_zeros
 
 MOST_EPOCHS = 10
 FEWEST_STEPS = 20  # below that nothing is learned that would be worth it
@@ -111,21 +105,15 @@ class School:
 
     def _trained(self, model: Model, schooling: Schooling, key: str, nodes: frozenset[str] | None) -> tuple[Model, str]:
         begin = perf_counter()
-        graph = twin(model, schooling.learn_steps)
-        module = lower(graph)
-        keep_zeros(module, graph)
-        if nodes is not None:
-            _freeze_all_but(module, graph, nodes)
         learn = self._drawn(schooling)
         checkpoint = None if self.folder is None else self.folder / f"trained-{key}.safetensors"
-        options = Options(epochs=schooling.epochs, batch=schooling.batch, rate=schooling.rate, seed=schooling.seed)
-        pupil = Pupil(module, self.losses)
-        options = for_fixed_batch(for_twin(options), self.fixed_batch)
-        trained = train(Job(pupil, learn, self.choose, options, checkpoint, self.watch, name=model.name))
+        options = Options(schooling.epochs, schooling.batch, rate=schooling.rate, seed=schooling.seed)
+        course = Course(self.losses, (), learn, self.choose, checkpoint, self.watch)
+        found, trained, _ = train_in_form(model, course, options, nodes, schooling.learn_steps)
         if trained.interrupted:
             raise KeyboardInterrupt  # the search ends; what it has finished is measured, and this is not
         note = _told(trained, len(learn), perf_counter() - begin)
-        result = settle(write_back(module, graph), model) if trained.best_epoch else model
+        result = found if trained.best_epoch else model
         if self.folder is not None and checkpoint is not None:
             save(result, self.folder / f"trained-{key}.onnx")
             write_file(self.folder / f"trained-{key}.txt", note.encode())
@@ -205,20 +193,6 @@ def open_school(
         seed,
         watch,
     )
-
-
-def _freeze_all_but(module: fx.GraphModule, graph: Model, nodes: frozenset[str]) -> None:
-    """Train only what these nodes read, through quantizers or not."""
-    parameters = dict(module.named_parameters())
-    for path, name in module.meta["initializers"].items():
-        if path not in parameters:
-            continue
-        readers = graph.ir.graph.initializers[name].consumers()
-        behind = [
-            layer for node in readers for layer in (node.outputs[0].consumers() if node.domain == DOMAIN else [node])
-        ]
-        if not any(node.name in nodes for node in behind):
-            parameters[path].requires_grad_(False)
 
 
 def _apart(samples: Samples, measured: tuple[Samples, ...], say: Callable[[str], None]) -> Samples:

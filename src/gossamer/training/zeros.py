@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 
+from gossamer.errors import CandidateError
 from gossamer.graph.edit import attribute_int, constant
 from gossamer.nouns.model import Model
 from gossamer.training.operators.fake_quantize import DOMAIN
@@ -80,3 +81,18 @@ def _chosen_zeros(value: ir.Value) -> np.ndarray | None:
     else:
         return None
     return zeros if zeros.mean() >= share else None
+
+
+def check_zeros(before: Model, after: Model) -> None:
+    """See that no chosen zero of a float weight was lost.
+
+    Raises:
+        CandidateError: names the weight.
+    """
+    for name, value in before.ir.graph.initializers.items():
+        chosen = _chosen_zeros(value)
+        trained = after.ir.graph.initializers.get(name)
+        if chosen is None or trained is None:
+            continue
+        if np.any(np.asarray(constant(trained))[chosen] != 0):
+            raise CandidateError(f"training moved zeros of {name}, which were to stay")

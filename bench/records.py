@@ -1,0 +1,199 @@
+"""Deep Compression's records in real bytes: pruned, shared, trained and packed, beside the paper's own pipeline.
+
+    python bench/records.py [--parts digits:lenet300,digits:lenet5,fashion:lenet300,fashion:lenet5,vgg] [--seeds 3]
+
+- gossamer: from the dense net, rounds of removal at the least loss and of training behind each; each layer's share of
+  zeros is found by one score over all layers. At each point of the curve values become shared (`sparse+codebook` at a
+  rate), tables and biases are trained, floats rounded, and the file packed: all bytes of the `.goss` are counted.
+- paper: Deep Compression as the paper describes it (`records_paper.py`), from the same dense nets, with the same
+  images and epochs; its graph is not counted.
+
+Settings are chosen on validation images with the first seed. "No loss" is the smallest point, for all seeds the same,
+whose validation accuracy is not below the dense net's; the table says what it then does on test images. Differences
+are paired over these, of which each counts with its mean over seeds. `--quick` is to see that all runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+import gossamer
+import judge
+import records_nets as nets
+import records_paper
+from gossamer.graph.weight_matrix import matrices_by_weight
+from gossamer.intake.normalise import normalise
+from gossamer.intake.onnx_file import read
+from gossamer.measuring.evidence import Evidence
+from gossamer.measuring.intervals import student_t
+from gossamer.nouns.model import Model, save
+from gossamer.nouns.plan import Step
+from gossamer.nouns.samples import samples_from_arrays
+from gossamer.passes.contract import run
+from gossamer.runtimes.onnxruntime import open_session
+from gossamer.training.lessons import Lessons
+from gossamer.training.loop import Trained, train
+from gossamer.training.lower import lower
+from gossamer.training.options import Options
+from gossamer.training.pupil import Pupil
+from gossamer.training.run import Job
+from gossamer.training.teaching import Distillation, Parts, Student, teach
+from gossamer.training.watching import Watch
+from gossamer.training.write_back import write_back
+from gossamer.training.zeros import keep_zeros
+from records_nets import Case, Effort, Made, made_once, write_facts
+from training_cases import code_digest, tell
+
+PARTS = "digits:lenet300,digits:lenet5,fashion:lenet300,fashion:lenet5"
+EFFORTS = {"digits": Effort(40, 8, 8), "fashion": Effort(12, 2, 2)}
+QUICK = Effort(2, 1, 1, 2_000)
+DENSITIES = {  # of all weights, round by round; points of the curve from the third on
+    "lenet300": (0.35, 0.15, 0.08, 0.05, 0.03, 0.02, 0.0125, 0.008),
+    "lenet5": (0.35, 0.12, 0.06, 0.03, 0.015, 0.008, 0.005, 0.003),
+    "vgg": (0.35, 0.12, 0.06, 0.03, 0.015, 0.008, 0.005, 0.003),
+}
+FIRST_POINT = 2
+ALLOCATIONS = ("score", "uniform")
+SHARES = ("codebook:16", "codebook:16:rate=1e-6", "codebook:16:rate=1e-5")
+CALIBRATION = 1_000
+PRUNE_RATE, SHARE_RATE = 2e-3, 1e-3
+MOST = 0.999  # zeros of a layer
+FLOAT_BITS = 8  # of biases and tables
+PUBLISHED = {
+    "lenet300": "Deep Compression 27 KB, 40x; EPR 8.56 KB",
+    "lenet5": "Deep Compression 44 KB, 39x; EPR 2.84 KB; MIRACLE 1.52 KB",
+    "vgg": "Deep Compression (VGG-16 on ImageNet) 49x",
+}
+
+
+def main() -> None:
+    """The parts that are asked for."""
+    arguments = parsed()
+    words = f"--parts {arguments.parts} --seeds {arguments.seeds}{' --quick' if arguments.quick else ''}"
+    print(judge.header(f"python bench/records.py {words}"), flush=True)
+    for part in arguments.parts.split(","):
+        data, _, net = part.partition(":") if ":" in part else ("fashion", "", part)
+        print_part(net, data, QUICK if arguments.quick else EFFORTS[data], arguments.seeds)
+
+
+# --- the pipeline
+
+
+def pruned(case: Case, allocation: str, rung: int) -> Made:
+    """So many rounds of removal, each trained."""
+    densities = DENSITIES[case.net][: rung + 1]
+    source = nets.dense(case) if rung == 0 else pruned(case, allocation, rung - 1)
+
+    def fill(folder: Path) -> None:
+        begin, model = time.process_time(), normalise(read(source.path))
+        evidence = evidence_of(case)
+        ratios = RATIOS[allocation](model, evidence, densities[-1])
+        config = {"constraint": "sparse:0.5", "by_layer": {node: f"sparse:{r:.5f}" for node, r in ratios.items()}}
+        sparse = run(Step("constrain_weights", config), model, evidence).model
+        solve_s = time.process_time() - begin
+        result, trained = taught(case, sparse, PRUNE_RATE, case.effort.prune)
+        save(result, folder / "model.onnx")
+        spent = {"cpu_s": time.process_time() - begin, "solve_s": solve_s, "best": trained.best_epoch}
+        write_facts(folder, {**spent, "ratios": ratios, "validation": validated(folder / "model.onnx", case)})
+        tell(f"{case.net} {case.data} {case.seed} {allocation} {densities[-1]}: {(folder / 'facts.json').read_text()}")
+
+    return made_once("pruned", [*key(case), allocation, densities, PRUNE_RATE], fill)
+
+
+def shared(case: Case, allocation: str, rung: int, share: str) -> Made:
+    """Values shared behind so many rounds, trained, rounded and packed."""
+    source = pruned(case, allocation, rung)
+
+    def fill(folder: Path) -> None:
+        begin, model = time.process_time(), normalise(read(source.path))
+        zeros = {uses[0].node.name or "": share_of_zeros(uses[0].value) for uses in weights_of(model).values()}
+        config = {"constraint": share, "by_layer": {node: f"sparse:{r:.6f}+{share}" for node, r in zeros.items()}}
+        coded = run(Step("constrain_weights", config), model, evidence_of(case)).model
+        solve_s = time.process_time() - begin
+        result, trained = taught(case, coded, SHARE_RATE, case.effort.share)
+        result = run(Step("round_floats", {"bits": FLOAT_BITS}), result).model
+        save(result, folder / "model.onnx")
+        facts = gossamer.pack_file(folder / "model.onnx", folder / "model.goss")
+        told = {"bytes": facts.bytes.archive, "graph": facts.bytes.graph, "solve_s": solve_s}
+        told |= {"cpu_s": time.process_time() - begin, "best": trained.best_epoch}
+        write_facts(folder, {**told, "validation": validated(folder / "model.onnx", case)})
+        tell(f"  {share} at {DENSITIES[case.net][rung]}: {(folder / 'facts.json').read_text()}")
+
+    densities = DENSITIES[case.net][: rung + 1]
+    return made_once("shared", [*key(case), allocation, densities, share, PRUNE_RATE, SHARE_RATE, FLOAT_BITS], fill)
+
+
+def key(case: Case) -> list[object]:
+    """What everything made by the pipeline depends on."""
+    return [case.net, case.data, case.seed, repr(case.effort), nets.nets_script(), code_digest()]
+
+
+def taught(case: Case, model: Model, rate: float, epochs: int) -> tuple[Model, Trained]:
+    """Trained as `train_model` trains, by labels and the dense net, except that the validation part chooses the epoch."""
+    learn, choose = (samples_of(part, model) for part in (nets.learned(case), nets.data(case.data).validation))
+    options = Options(epochs=epochs, batch=nets.BATCH, rate=rate, seed=case.seed, device="cpu")
+    student = Student(model, open_session(model, 1))
+    lessons = [
+        teach(student, Parts(part, part, part, part, True), nets.dense(case).path, Distillation(), options, lambda _: None)
+        for part in (learn, choose)
+    ]
+    module = lower(lessons[0].graph)
+    keep_zeros(module, lessons[0].graph)
+    data, validation = Lessons(learn, lessons[0].learn), Lessons(choose, lessons[1].choose)
+    trained = train(Job(Pupil(module, lessons[0].losses), data, validation, options, watch=Watch(say=lambda _: None)))
+    return write_back(module, lessons[0].graph), trained
+
+
+def samples_of(part: nets.Part, model: Model):
+    return samples_from_arrays({next(iter(model.ir.graph.inputs)).name or "": part.image}, part.labels)
+
+
+def evidence_of(case: Case) -> Evidence:
+    return Evidence(samples_from_arrays({"image": nets.learned(case).image[:CALIBRATION]}))
+
+
+def validated(path: Path, case: Case) -> float:
+    return nets.accuracy_of(path, nets.data(case.data).validation)
+
+
+# --- each layer's share of zeros
+
+
+def weights_of(model: Model):
+    return matrices_by_weight(model.ir.graph)
+
+
+def share_of_zeros(value) -> float:
+    return float(np.mean(value.const_value.numpy() == 0))
+
+
+def by_score(model: Model, evidence: Evidence, density: float) -> dict[str, float]:
+    """One score over all layers: LAMP's (Lee et al. 2021), a weight's energy over that of all in its layer that are not
+    less; with the energy that its input brings, and not of the weight alone."""
+    found = weights_of(model)
+    moments = evidence.moments(model, list(found))
+    scores = {}
+    for name, (use, *_) in found.items():
+        h = moments[name].h_GKK
+        energy = use.to_matrix(use.value.const_value.numpy()).astype(np.float64) ** 2
+        energy *= 1 if h is None else np.diagonal(h, axis1=1, axis2=2)[:, None, :]
+        ordered = np.sort(energy.reshape(-1))
+        scores[use.node.name or ""] = ordered / np.maximum(np.cumsum(ordered[::-1])[::-1], 1e-30)
+    every = np.concatenate(list(scores.values()))
+    limit = np.partition(every, -round(density * every.size))[-round(density * every.size)]
+    return {node: min(float(np.mean(score < limit)), MOST) for node, score in scores.items()}
+
+
+def uniform(model: Model, evidence: Evidence, density: float) -> dict[str, float]:
+    """The same for all layers, but for the last: half as many zeros are lacking there as in the square root."""
+    nodes = [uses[0].node.name or "" for uses in weights_of(model).values()]
+    return {node: 1 - (density**0.5 if node == nodes[-1] else density) for node in nodes}
+
+
+RATIOS = {"score": by_score, "uniform": uniform}

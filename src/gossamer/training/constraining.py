@@ -1,0 +1,87 @@
+"""What `gossamer train --constraint` does to weights before each stage of training."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from gossamer.arith.affine import WeightBits
+from gossamer.constraints.composed import Composed
+from gossamer.constraints.contract import Constraint, as_text, constraint_from_text
+from gossamer.constraints.grid import Grid
+from gossamer.constraints.low_rank import LowRank
+from gossamer.constraints.shared import Shared
+from gossamer.constraints.sparse import Sparse
+from gossamer.errors import OptionError
+from gossamer.measuring.evidence import Evidence
+from gossamer.nouns.model import Model
+from gossamer.nouns.plan import Plan, Step
+from gossamer.nouns.samples import Samples
+from gossamer.passes.contract import run_plan
+from gossamer.planning.candidates import CLEAN
+
+Activations = Literal["uint8", "int8", "float"]
+CALIBRATION = 256  # samples
+
+
+def stages_of(constraint: str, rounds: int) -> tuple[str, ...]:
+    """The constraints that weights go through, each followed by training.
+
+    A ratio of zeros is reached in rounds, along the cubic of Zhu and Gupta (2017): most weights go early, while there
+    are many. What is composed comes behind: zeros first, then the grid or the shared values of what is left.
+
+    Raises:
+        OptionError: no constraint, or none that training keeps.
+    """
+    aim = constraint_from_text(constraint)
+    first = aim.first if isinstance(aim, Composed) else aim
+    if isinstance(first, LowRank | Shared) and isinstance(aim, Composed):
+        raise OptionError(f"{constraint} is not trained yet; train low_rank alone, or constrain without training")
+    if not isinstance(first, Sparse):
+        return (constraint,)
+    stages = [as_text(first)]
+    if first.ratio is not None:
+        shares = [1 - (1 - (number + 1) / rounds) ** 3 for number in range(rounds)]
+        stages = [as_text(msgspec.structs.replace(first, ratio=round(share * first.ratio, 4))) for share in shares]
+    return (*stages, constraint) if isinstance(aim, Composed) else tuple(stages)
+
+
+def constrained(model: Model, constraint: str, activations: Activations, samples: Samples, threads: int = 1) -> Model:
+    """The model with its weights moved into a constraint at the least error of what each layer computes.
+
+    Args:
+        constraint: as `gossamer constrain` takes it; grids alone, or behind zeros, make layers compute in integers.
+        activations: integers, in which layers then compute, or float, where weights alone take few bits.
+        samples: the first 256 of them calibrate.
+
+    Raises:
+        OptionError: a constraint that no weight can take, or a grid that integer layers do not take.
+    """
+    evidence = Evidence(samples.first(CALIBRATION), threads)
+    plan = Plan(constraint, (*CLEAN.steps, *_steps(constraint_from_text(constraint), activations)))
+    applied = run_plan(plan, model, evidence)
+    if not set(applied.made_by) - {step.key() for step in CLEAN.steps}:
+        raise OptionError(f"no weight of {model.name} can become {constraint}: {'; '.join(applied.notes)}")
+    return applied.model
+
+
+def _steps(aim: Constraint, activations: Activations) -> tuple[Step, ...]:
+    grid = aim.then if isinstance(aim, Composed) else aim
+    config: dict[str, Any] = {"constraint": as_text(aim), "solver": "second_order"}
+    if not isinstance(grid, Grid):
+        return (Step("constrain_weights", config),)
+    if activations == "float":
+        return (Step("constrain_weights", {**config, "form": "dequantize"}), Step("correct_bias"))
+    if isinstance(grid.granularity, int) or not grid.symmetric or grid.rate or grid.bits not in get_args(WeightBits):
+        raise OptionError(
+            f"{as_text(grid)}: layers that compute in integers take symmetric weights with one scale a channel or "
+            "tensor, such as grid:4; for others give --activations float"
+        )
+    static: dict[str, Any] = {
+        "activation": activations,
+        "weight_bits": grid.bits,
+        "granularity": grid.granularity,
+        "rounding": "nearest" if isinstance(aim, Composed) else "second_order",  # the nearest of zero is zero
+    }
+    return (Step("quantize_static", static), Step("correct_bias"))

@@ -1,0 +1,76 @@
+"""Stages of training: weights are moved into a form, trained within it, moved further, and trained again."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from gossamer.errors import OptionError
+from gossamer.intake.normalise import normalise
+from gossamer.intake.onnx_file import read
+from gossamer.measuring.machine import available_cores
+from gossamer.nouns.model import Model, save, to_bytes
+from gossamer.training.constraining import Activations, constrained, stages_of
+from gossamer.training.in_form import Course, Outcome, train_in_form
+from gossamer.training.options import Options
+
+STAGE = ".stage-"  # begins the names of files of finished stages, which a killed run goes on from
+
+
+class Formed(NamedTuple):
+    """The form that weights are to have in the end; no constraint leaves the model in the form that it has."""
+
+    constraint: str = ""
+    rounds: int = 4
+    activations: Activations = "uint8"
+
+
+def in_stages(model: Model, course: Course, options: Options, formed: Formed, folder: Path) -> tuple[Outcome, str]:
+    """Train in as many stages as the form asks for; the outcome of the last, and the constraint that it met.
+
+    Args:
+        options: epochs are those of all stages together, but one each at least.
+        folder: where finished stages lie until the run is over.
+
+    Raises:
+        OptionError: see `stages_of`, or no rounds.
+        ModelError, DataError, CandidateError: see `train_in_form`.
+    """
+    if formed.rounds < 1:
+        raise OptionError(f"rounds is {formed.rounds}; allowed is 1 or more")
+    if not formed.constraint:
+        return train_in_form(model, course, options), ""
+    stages = stages_of(formed.constraint, formed.rounds)
+    key = _digest(model, course, options, formed)
+    each = max(1, options.epochs // len(stages))
+    for number, stage in enumerate(stages[:-1], 1):
+        finished = folder / f"{STAGE}{number}-{key}.onnx"
+        if finished.exists():
+            model = normalise(read(finished))
+            continue
+        outcome = _stage(model, stage, course, msgspec.structs.replace(options, epochs=each), formed)
+        if outcome.trained.interrupted:
+            return outcome, stage
+        model = outcome.model
+        save(model, finished)
+        if course.checkpoint is not None:
+            course.checkpoint.unlink(missing_ok=True)
+    rest = max(1, options.epochs - each * (len(stages) - 1))
+    return _stage(model, stages[-1], course, msgspec.structs.replace(options, epochs=rest), formed), stages[-1]
+
+
+def _stage(model: Model, stage: str, course: Course, options: Options, formed: Formed) -> Outcome:
+    course.watch.say(f"moving weights into {stage}")
+    moved = constrained(model, stage, formed.activations, course.learn.samples, available_cores())
+    return train_in_form(moved, course, options)
+
+
+def _digest(model: Model, course: Course, options: Options, formed: Formed) -> str:
+    """Of what a run is, so that the stages of another are not taken for its own."""
+    sha = hashlib.sha256(to_bytes(model))
+    losses = [(type(loss.loss).__name__, loss.weight) for loss in course.losses]
+    sha.update(msgspec.json.encode((options, formed, losses, course.learn.samples.digest())))
+    return sha.hexdigest()[:16]

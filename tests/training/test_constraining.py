@@ -1,0 +1,172 @@
+"""`gossamer train --constraint TEXT`: a float model is moved into a form and trained within it, taught by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed: pip install 'gossamer[train]'")
+pytest.importorskip("lightning_fabric", reason="lightning-fabric is not installed: pip install 'gossamer[train]'")
+
+from tests.passes.graphs import parse
+
+from gossamer.errors import OptionError
+from gossamer.graph.edit import constant
+from gossamer.graph.qdq import integers_behind
+from gossamer.intake.onnx_file import read
+from gossamer.nouns.model import Model
+from gossamer.nouns.samples import samples_from_arrays
+from gossamer.training.command import Summary, train_model
+from gossamer.training.constraining import Activations, constrained, stages_of
+from gossamer.training.options import Options
+from gossamer.training.watching import Watch
+
+QUICK = Options(epochs=8, batch=32, device="cpu", rate=0.01)
+
+
+def network() -> Model:
+    """Eight numbers to four scores, by weights that few bits do not hold."""
+    rng = np.random.default_rng(0)
+    text = """g (float[N,8] x) => (float[N,4] scores) {
+        a = Gemm(x, first, b) h = Relu(a) scores = Gemm(h, second, c) }"""
+    shapes = {"first": (8, 64), "b": (64,), "second": (64, 4), "c": (4,)}
+    return parse(text, **{name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()})
+
+
+@pytest.fixture
+def points() -> dict[str, np.ndarray]:
+    return {"x": np.random.default_rng(1).standard_normal((1200, 8)).astype(np.float32)}
+
+
+def integers(model: Model) -> list[np.ndarray]:
+    found = (integers_behind(node) for node in model.ir.graph if node.op_type == "DequantizeLinear")
+    values = [value for value in found if value is not None and value.dtype != ir.DataType.INT32]
+    return [np.asarray(constant(value)).astype(np.int32) for value in values]
+
+
+def assert_learned(summary: Summary) -> None:
+    """The loss on samples that chose the epoch fell by a tenth, and what is told is about the model that came in."""
+    first, best = summary.trained.epochs[0].validation_loss, summary.trained.epochs[-1].validation_loss
+    assert first is not None and best is not None and best < 0.9 * first
+    assert summary.accuracy.original == 1
+
+
+@pytest.mark.parametrize(
+    ("constraint", "activations", "most"),
+    [("grid:2", "uint8", 2), ("grid:3", "int8", 4), ("grid:3:group=8", "float", 4)],
+)
+def test_a_float_model_is_trained_in_integers(
+    constraint: str, activations: Activations, most: int, tmp_path: Path, points: dict[str, np.ndarray]
+) -> None:
+    summary = train_model(network(), points, tmp_path, options=QUICK, constraint=constraint, activations=activations)
+    assert_learned(summary)
+    assert summary.constraint == constraint and summary.teacher
+    stored = integers(read(tmp_path / "model.onnx"))
+    assert len(stored) == 2 and max(int(np.abs(array).max()) for array in stored) <= most
+
+
+def test_a_model_of_integers_needs_no_constraint(tmp_path: Path, points: dict[str, np.ndarray]) -> None:
+    samples = samples_from_arrays(points)
+    model = constrained(network(), "grid:2", "uint8", samples)
+    summary = train_model(model, points, tmp_path, teacher=network(), options=QUICK)
+    first, best = summary.trained.epochs[0].validation_loss, summary.trained.epochs[-1].validation_loss
+    assert first is not None and best is not None and best < 0.9 * first
+    assert [array.shape for array in integers(read(tmp_path / "model.onnx"))] == [(8, 64), (64, 4)]
+
+
+@pytest.mark.parametrize(
+    ("constraint", "message"),
+    [
+        ("low_rank:2+grid:4", "is not trained yet; train low_rank alone"),
+        ("grid:4:group=16", "one scale a channel or tensor, such as grid:4; for others give --activations float"),
+    ],
+)
+def test_what_cannot_be_trained_says_so(constraint: str, message: str, points: dict[str, np.ndarray]) -> None:
+    with pytest.raises(OptionError, match=message):
+        constrained(network(), stages_of(constraint, 2)[0], "uint8", samples_from_arrays(points))
+
+
+def test_a_model_without_weights_for_a_grid_is_refused() -> None:
+    model = parse("g (float[N,8] x) => (float[N,8] y) { y = Relu(x) }")
+    with pytest.raises(OptionError, match="no weight of test can become grid:4"):
+        constrained(model, "grid:4", "uint8", samples_from_arrays({"x": np.ones((9, 8), np.float32)}))
+
+
+def zeros_of(model: Model) -> list[float]:
+    arrays = (value.const_value.numpy() for value in model.ir.graph.initializers.values() if value.const_value)
+    return [float(np.mean(array == 0)) for array in arrays if array.ndim == 2 and array.dtype == np.float32]
+
+
+def test_a_ratio_of_zeros_is_reached_in_rounds(tmp_path: Path, points: dict[str, np.ndarray]) -> None:
+    said: list[str] = []
+    summary = train_model(
+        network(), points, tmp_path, options=QUICK, constraint="sparse:0.8", rounds=2, watch=Watch(said.append)
+    )
+    assert [line for line in said if line.startswith("moving")] == [
+        "moving weights into sparse:0.7",
+        "moving weights into sparse:0.8",
+    ]
+    assert np.allclose(zeros_of(read(tmp_path / "model.onnx")), 0.8, atol=0.01)
+    assert summary.constraint == "sparse:0.8" and len(summary.trained.epochs) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "training.json"]
+
+
+def test_zeros_survive_what_comes_behind_them(tmp_path: Path, points: dict[str, np.ndarray]) -> None:
+    train_model(network(), points, tmp_path, options=QUICK, constraint="sparse:0.7+grid:4", rounds=2)
+    stored = integers(read(tmp_path / "model.onnx"))
+    assert len(stored) == 2 and all(np.mean(array == 0) >= 0.69 for array in stored)
+    assert max(int(np.abs(array).max()) for array in stored) <= 8
+
+
+def test_shared_values_of_what_is_left(tmp_path: Path, points: dict[str, np.ndarray]) -> None:
+    summary = train_model(network(), points, tmp_path, options=QUICK, constraint="sparse:0.7+codebook:8", rounds=1)
+    assert summary.constraint == "sparse:0.7+codebook:8"
+    tables = [v for name, v in read(tmp_path / "model.onnx").ir.graph.initializers.items() if "table" in name]
+    assert len(tables) == 2 and all(np.any(np.asarray(constant(table)) == 0) for table in tables)
+
+
+def test_a_killed_run_goes_on_with_the_stage_that_it_was_in(tmp_path: Path, points: dict[str, np.ndarray]) -> None:
+    """Killed in the second of three stages: the first is not done again, and the result is the same to the byte."""
+
+    class Killed(BaseException):
+        pass
+
+    def steps(done: int, total: int) -> None:
+        if len([line for line in said if line.startswith("moving")]) == 2:
+            raise Killed
+
+    said: list[str] = []
+    asked = {"options": QUICK, "constraint": "sparse:0.8", "rounds": 3}
+    with pytest.raises(Killed):
+        train_model(network(), points, tmp_path / "a", **asked, watch=Watch(said.append, steps))
+    assert list((tmp_path / "a").glob(".stage-1-*"))
+    again: list[str] = []
+    train_model(network(), points, tmp_path / "a", **asked, watch=Watch(again.append))
+    assert [line for line in again if line.startswith("moving")] == [
+        "moving weights into sparse:0.7704",
+        "moving weights into sparse:0.8",
+    ]
+    train_model(network(), points, tmp_path / "b", **asked)
+    assert (tmp_path / "a" / "model.onnx").read_bytes() == (tmp_path / "b" / "model.onnx").read_bytes()
+
+
+def test_rounds_that_are_none_are_refused(tmp_path: Path, points: dict[str, np.ndarray]) -> None:
+    with pytest.raises(OptionError, match="rounds is 0; allowed is 1 or more"):
+        train_model(network(), points, tmp_path, constraint="sparse:0.5", rounds=0)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "rounds", "expected"),
+    [
+        ("grid:4", 4, ("grid:4",)),
+        ("sparse:0.8", 1, ("sparse:0.8",)),
+        ("sparse:2:4", 3, ("sparse:2:4",)),
+        ("sparse:2:4+grid:4", 3, ("sparse:2:4", "sparse:2:4+grid:4")),
+        ("sparse:0.8+codebook:16", 2, ("sparse:0.7", "sparse:0.8", "sparse:0.8+codebook:16")),
+    ],
+)
+def test_stages(constraint: str, rounds: int, expected: tuple[str, ...]) -> None:
+    assert stages_of(constraint, rounds) == expected

@@ -18,10 +18,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,7 +32,7 @@ import fetch
 import gossamer
 import training_cases
 import training_nets
-from gossamer.nouns.model import save
+from gossamer.nouns.model import Model, save
 from training_nets import Data, Part
 
 SPLIT_SEED = 7
@@ -100,8 +102,8 @@ def lenet5() -> nn.Module:
 
 
 def vgg() -> nn.Module:
-    widths, layers = (1, 32, 32, 64, 64), []
-    for at, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    layers: list[nn.Module] = []
+    for at, (inputs, outputs) in enumerate(pairwise((1, 32, 32, 64, 64))):
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), *([nn.MaxPool2d(2)] if at % 2 else [])]
     dense = [nn.Linear(7 * 7 * 64, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)]
     return Net(*layers, nn.Flatten(), *dense)
@@ -204,7 +206,20 @@ def hits_of(net: nn.Module, part: Part) -> np.ndarray:
     return np.asarray(guesses.numpy() == part.labels)
 
 
-# --- judged
+# --- files
+
+
+def write_light(model: Model, path: Path) -> None:
+    """Save a file without what torch's exporter notes about each node (stack traces with the paths of this machine, a
+    kilobyte of an archive), and without the shapes of inner values, which every runtime infers itself."""
+    save(model, path)
+    file = onnx.load(path)
+    graph = file.graph
+    parts = (graph.node, graph.initializer, graph.value_info, graph.input, graph.output)
+    for noted in (file, graph, *(one for part in parts for one in part)):
+        del noted.metadata_props[:]
+    del graph.value_info[:]
+    onnx.save(file, path)
 
 
 def accuracy_of(path: Path, part: Part) -> float:

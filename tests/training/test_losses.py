@@ -168,7 +168,7 @@ def test_networks_without_a_common_resolution_are_refused() -> None:
     model = parse(TOKENS, a_w=normal(8, 8), b_w=normal(8, 8), c_w=normal(8, 8), d_w=normal(8, 8))
     other = convolutions("big", (4, 4, 4))
     with pytest.raises(
-        OptionError, match=r"has tensors of 4 positions, .* of 16x16, 8x8; no pair agrees, so leave feat"
+        OptionError, match=r"has tensors of 4 positions, .* of 16x16, 8x8; no pair agrees, so leave out losses"
     ):
         from gossamer.training import hints
 

@@ -556,7 +556,7 @@ def test_unknown_options_and_operators() -> None:
         ({"granularity": "group"}, r"granularity|'group'"),
         (
             {"bits": 4},
-            "`bits`; its options are activation, weight_bits, activation_bits, symmetric, granularity, ranges, rounding",
+            "`bits`; its options are activation, weight_bits, activation_bits, symmetric, granularity, ranges",
         ),
         ({"operators": ["Softmax"]}, r"operators \['Softmax'\]; allowed are Conv"),
     ):

@@ -158,6 +158,14 @@ def test_rounds_that_are_none_are_refused(tmp_path: Path, points: dict[str, np.n
         train_model(network(), points, tmp_path, constraint="sparse:0.5", rounds=0)
 
 
+def test_more_stages_than_epochs_are_refused(tmp_path: Path, points: dict[str, np.ndarray]) -> None:
+    message = r"in 3 stages \(sparse:0.4375, sparse:0.5, .*\) needs as many epochs at least, epochs is 2"
+    with pytest.raises(OptionError, match=message):
+        train_model(
+            network(), points, tmp_path, options=Options(epochs=2), constraint="sparse:0.5+codebook:4", rounds=2
+        )
+
+
 @pytest.mark.parametrize(
     ("constraint", "rounds", "expected"),
     [

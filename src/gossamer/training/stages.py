@@ -32,11 +32,11 @@ def in_stages(model: Model, course: Course, options: Options, formed: Formed, fo
     """Train in as many stages as the form asks for; the outcome of the last, and the constraint that it met.
 
     Args:
-        options: epochs are those of all stages together, but one each at least.
+        options: epochs are those of all stages together.
         folder: where finished stages lie until the run is over.
 
     Raises:
-        OptionError: see `stages_of`, or no rounds.
+        OptionError: see `stages_of`; no rounds, or more stages than epochs.
         ModelError, DataError, CandidateError: see `train_in_form`.
     """
     if formed.rounds < 1:
@@ -44,8 +44,13 @@ def in_stages(model: Model, course: Course, options: Options, formed: Formed, fo
     if not formed.constraint:
         return train_in_form(model, course, options), ""
     stages = stages_of(formed.constraint, formed.rounds)
+    if options.epochs < len(stages):
+        raise OptionError(
+            f"{formed.constraint} in {len(stages)} stages ({', '.join(stages)}) needs as many epochs at least, "
+            f"epochs is {options.epochs}; give more epochs, or fewer rounds"
+        )
     key = _digest(model, course, options, formed)
-    each = max(1, options.epochs // len(stages))
+    each = options.epochs // len(stages)
     for number, stage in enumerate(stages[:-1], 1):
         finished = folder / f"{STAGE}{number}-{key}.onnx"
         if finished.exists():
@@ -58,7 +63,7 @@ def in_stages(model: Model, course: Course, options: Options, formed: Formed, fo
         save(model, finished)
         if course.checkpoint is not None:
             course.checkpoint.unlink(missing_ok=True)
-    rest = max(1, options.epochs - each * (len(stages) - 1))
+    rest = options.epochs - each * (len(stages) - 1)
     return _stage(model, stages[-1], course, msgspec.structs.replace(options, epochs=rest), formed), stages[-1]
 
 

@@ -44,8 +44,8 @@ DENSITIES = {  # the paper's, layer by layer; of VGG-16's first and deepest conv
     "lenet5": (0.66, 0.12, 0.08, 0.19),
     "vgg": (0.58, 0.22, 0.34, 0.36, 0.04, 0.04, 0.23),
 }
-FACTORS = (0.5, 0.8, 1.0, 1.15, 1.3, 1.45)  # of the qualities; points of the curve from the third on
-FIRST_POINT = 2
+FACTORS = (0.6, 1.0, 1.3, 1.7, 2.1)  # of the qualities; points of the curve from the second on
+FIRST_POINT = 1
 FINE = 0.1  # of the dense rate: "retrained with 1/10 of the original learning rate"
 SHARE_RATE = 1e-3  # of centroids, whose gradients are sums over many weights
 VALUES = {True: 256, False: 32}  # of a convolution, of a dense layer
@@ -118,7 +118,7 @@ def _weights(net: nn.Module) -> list[Tensor]:
 def _thresholds(net: nn.Module, name: str, factor: float) -> list[float]:
     """Quality x standard deviation of the dense layer's weights."""
     qualities = [NormalDist().inv_cdf(1 - density / 2) for density in DENSITIES[name]]
-    return [factor * q * float(w.std()) for q, w in zip(qualities, _weights(net), strict=True)]
+    return [factor * q * float(w.detach().std()) for q, w in zip(qualities, _weights(net), strict=True)]
 
 
 def _masking(net: nn.Module, masks: list[Tensor]) -> Callable[[], None]:

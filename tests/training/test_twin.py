@@ -338,3 +338,27 @@ def test_scope_leaves_layers_in_float_that_train_too() -> None:
     with torch.no_grad():
         expected = module(torch.from_numpy(x)).numpy()
     assert np.mean(np.square(outputs(settled, x) - expected)) <= 1e-3 * np.mean(np.square(expected))
+
+
+def test_what_stays_in_float_moves_by_as_small_a_share_of_itself(tmp_path: Path) -> None:
+    """Adam's first step is the rate itself: a hundredth of the half of a float weight's mean size."""
+    pytest.importorskip("lightning_fabric", reason="lightning-fabric is not installed: pip install 'gossamer[train]'")
+    from gossamer.training.in_form import Course, train_in_form
+    from gossamer.training.lessons import Lessons
+    from gossamer.training.losses.outputs import Outputs
+    from gossamer.training.options import Options
+    from gossamer.training.pupil import WeightedLoss
+    from gossamer.training.teacher import from_model
+    from gossamer.training.watching import Watch
+
+    model, samples = network(), samples_from_arrays({"x": normal(32, 3, 8, 8)})
+    head = tuple(node.name or "" for node in model.ir.graph if node.op_type == "Gemm")
+    mixed = run(Step("quantize_static", {"weight_bits": 4}, Scope(skip=head)), model, Evidence(samples)).model
+    lessons = Lessons(samples, from_model(model, ["y"]))
+    course = Course((WeightedLoss(Outputs()),), (), lessons, lessons, None, Watch())
+    options = Options(epochs=1, batch=32, rate=0.01, schedule="constant", warm_up=0.0, decay=0.0, device="cpu")
+    trained = train_in_form(mixed, course, options)
+    before, after = (np.asarray(constant(part.ir.graph.initializers["u"])) for part in (mixed, trained.model))
+    assert trained.trained.epochs[1].rate == pytest.approx(0.01)
+    moved = np.abs(after - before).max()
+    assert trained.trained.best_epoch == 0 or moved == pytest.approx(0.01 * 0.5 * np.abs(before).mean(), rel=0.05)

@@ -24,6 +24,9 @@ from gossamer.training.watching import Watch
 from gossamer.training.write_back import write_back
 from gossamer.training.zeros import check_zeros, keep_zeros
 
+LEAST_MEAN = 1e-3  # of biases that begin at zero
+FLOAT_SHARE = 0.5  # of a float weight's mean size: about what a step is to weights of 4 bits
+
 
 class Course(NamedTuple):
     """What a model is to learn from.
@@ -75,8 +78,9 @@ def train_in_form(
         course.watch.say(f"the zeros of {sparse} weights stay zeros")
     if nodes is not None:
         _freeze_all_but(module, graph, nodes)
-    if graph is not shown and options.rate is None:
-        options = msgspec.structs.replace(options, rate=RATE)
+    if graph is not shown:
+        _slow_floats(module, graph)
+        options = options if options.rate is not None else msgspec.structs.replace(options, rate=RATE)
     options = for_fixed_batch(options, course.learn.fixed_batch)
     pupil = Pupil(module, course.losses)
     trained = train(Job(pupil, course.learn, course.choose, options, course.checkpoint, course.watch, name=model.name))
@@ -91,6 +95,16 @@ def for_fixed_batch(options: Options, fixed_batch: int | None) -> Options:
         return options
     wanted = options.batch * options.accumulate
     return msgspec.structs.replace(options, batch=fixed_batch, accumulate=max(1, round(wanted / fixed_batch)))
+
+
+def _slow_floats(module: fx.GraphModule, graph: Model) -> None:
+    """Let what a twin has in float move by as small a share of itself as what is in integers; see `twin`."""
+    parameters = dict(module.named_parameters())
+    for path, name in module.meta["initializers"].items():
+        readers = graph.ir.graph.initializers[name].consumers()
+        if path in parameters and not any(node.domain == DOMAIN for node in readers):
+            mean = float(parameters[path].detach().abs().mean())
+            parameters[path].rate_ratio = FLOAT_SHARE * max(mean, LEAST_MEAN)  # type: ignore[attr-defined]
 
 
 def _freeze_all_but(module: fx.GraphModule, graph: Model, nodes: frozenset[str]) -> None:

@@ -32,9 +32,9 @@ def rate_at(step: int, steps: int, options: Options, peak: float) -> float:
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
-    """The same rate for all parameters."""
+    """The same rate for all parameters, but for groups that have a ratio."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["ratio"]
 
 
 def range_test(step: Callable[[int, float], float], optimizer: str) -> float:

@@ -153,7 +153,8 @@ def _end_epoch(run: Run, loss: float | None) -> None:
         run.best = (
             snapshot(job.pupil.student) if run.average is None else {n: v.clone() for n, v in run.average.items()}
         )
-    rate = run.optimizer.param_groups[0]["lr"] if place.epoch else 0.0
+    group = run.optimizer.param_groups[0]
+    rate = group["lr"] / group["ratio"] if place.epoch else 0.0
     epoch = Epoch(place.epoch, loss, judged.loss, judged.right, rate)
     place.epochs.append(epoch)
     if run.fabric.is_global_zero:

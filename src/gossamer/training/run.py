@@ -88,13 +88,18 @@ def begin(fabric: Any, job: Job) -> Run:
 
 
 def build_optimizer(pupil: nn.Module, options: Options) -> Optimizer:
-    """The optimizer of all parameters that take a gradient; vectors and numbers do not decay."""
-    trained = [parameter for parameter in pupil.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": options.decay},
-        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+    """The optimizer of all parameters that take a gradient; vectors and numbers do not decay.
+
+    A parameter that has an attribute `rate_ratio` gets that share of the learning rate, see `set_rate`.
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for parameter in pupil.parameters():
+        if parameter.requires_grad:
+            groups.setdefault((parameter.ndim <= 1, getattr(parameter, "rate_ratio", 1.0)), []).append(parameter)
+    used = [
+        {"params": members, "weight_decay": 0.0 if is_vector else options.decay, "ratio": ratio}
+        for (is_vector, ratio), members in sorted(groups.items(), key=lambda item: item[0])
     ]
-    used = [group for group in groups if group["params"]]
     if options.optimizer == "sgd":
         return SGD(used, lr=0.1, momentum=0.9, nesterov=True)
     return AdamW(used, lr=1e-3)

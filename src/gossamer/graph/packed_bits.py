@@ -30,6 +30,15 @@ def planes_of(values: np.ndarray, bits: int) -> np.ndarray:
     return np.asarray((planes * _MASKS).sum(axis=-1, keepdims=True)).astype(np.uint8)
 
 
+def integers_of(planes: np.ndarray, signed: bool, shape: tuple[int, ...]) -> np.ndarray:
+    """What `planes_of` put into planes (bits, bytes, 1), int32."""
+    bits = planes.shape[-3]
+    worth = 1 << np.arange(bits)
+    worth[-1] *= -1 if signed else 1
+    ones = np.unpackbits(planes.reshape(bits, -1), axis=-1, bitorder="little").astype(np.int32)
+    return np.asarray((worth @ ones)[: int(np.prod(shape))].reshape(shape), np.int32)
+
+
 def joined(before: ir.Node, planes: ir.Value, bits: int, signed: bool, rank: int = 0) -> ir.Value:
     """Nodes that make float32 integers (..., bytes, 8) of planes (..., bits, bytes, 1), with `rank` axes in front.
 

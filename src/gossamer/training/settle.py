@@ -7,10 +7,11 @@ import onnx_ir as ir
 import torch
 
 from gossamer.graph.edit import attribute_int, constant
+from gossamer.graph.packed_bits import planes_of
 from gossamer.nouns.model import Model
 from gossamer.training.operators.fake_quantize import BIAS_LIMIT, DOMAIN, integers_of, step
 from gossamer.training.tensors import tensor_of
-from gossamer.training.twin import STEPS, STORED, spread
+from gossamer.training.twin import PLANES, STEPS, STORED, spread
 
 
 def settle(trained: Model, quantized: Model) -> Model:
@@ -30,7 +31,10 @@ def settle(trained: Model, quantized: Model) -> Model:
             s = _step(node, 1, 3)
             _store(graph, _name(node, 1), s.numpy())
             if STORED in node.metadata_props:
-                _store(graph, node.metadata_props[STORED], _integers(node, s))
+                integers = _integers(node, s)
+                bits = int(node.metadata_props.get(PLANES, 0))
+                kept = planes_of(integers.reshape(-1), bits) if bits else integers
+                _store(graph, node.metadata_props[STORED], kept)
         else:
             s = _step(node, 1, 2).reshape(()) * _step(node, 3, 4)
             _store(graph, node.metadata_props[STEPS], s.numpy())

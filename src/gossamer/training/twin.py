@@ -16,6 +16,7 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
+from gossamer.graph.cast_grid import CastGrid, cast_grid
 from gossamer.graph.edit import add_initializer, add_node, attribute_int, constant, drop_unused
 from gossamer.graph.placement import MOVERS
 from gossamer.graph.qdq import dequantizer, ends_of, integers_behind, quantizer_of
@@ -24,6 +25,7 @@ from gossamer.training.operators.fake_quantize import DOMAIN
 from gossamer.training.tensors import integer_range
 
 STORED = "gossamer.stored"  # metadata of a FakeQuantize of weights: the initializer that its integers go back to
+PLANES = "gossamer.planes"  # of the same: their bits, where they are stored in bit planes
 STEPS = "gossamer.steps"  # of a FakeQuantizeBias: the initializer of the bias's scale
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 REDUCED = 64  # see `affine.WEIGHT_LIMITS`
@@ -47,16 +49,20 @@ def twin(model: Model, learn_steps: bool = True) -> Model:
     weights = {node: found for node in real if (found := integers_behind(node)) is not None}
     biases = {node: found for node, found in weights.items() if found.dtype == ir.DataType.INT32}
     pairs = [node for node in real if node not in weights and _quantizer(node) is not None]
-    if not pairs and len(biases) == len(weights):
+    casts = {node: cast for node in graph if (cast := cast_grid(node)) is not None}
+    if not pairs and not casts and len(biases) == len(weights):
         return model
-    replaced = {*real, *(q for node in pairs if (q := _quantizer(node)) is not None)}
+    replaced = {*real, *casts, *(q for node in pairs if (q := _quantizer(node)) is not None)}
     logs = _Logs(graph, replaced) if learn_steps else None
     readers = {node: _reader(node) for node in biases}  # before anything is moved
     beneath = {node: parts for node, reader in readers.items() if reader is not None and (parts := _steps_of(reader))}
     latents: dict[ir.Value, Latent] = {}
     for node, found in weights.items():
         if node not in biases:
-            _replace_weight(graph, node, found, latents, logs, model.reference)
+            grid = CastGrid(found, _array(found).astype(np.int32), _zero_point(node), _scale(node), 0)
+            _replace_weight(graph, node, grid, latents, logs, model.reference)
+    for node, cast in casts.items():
+        _replace_weight(graph, node, cast, latents, logs, model.reference)
     for node in biases:
         if node in beneath:
             _replace_bias(graph, node, biases[node], beneath[node], logs)
@@ -125,6 +131,13 @@ def _parts(node: ir.Node) -> tuple[object, ...]:
     return node.inputs[1], zero, attribute_int(node, "axis", 1), attribute_int(node, "block_size", 0)
 
 
+def _scale(node: ir.Node) -> ir.Value:
+    scale = node.inputs[1]
+    if scale is None:
+        raise ValueError(f"{node.name} has no scale")
+    return scale
+
+
 def _zero_point(node: ir.Node) -> ir.Value | None:
     """The zero point, if it is not zero."""
     zero = node.inputs[2] if len(node.inputs) > 2 else None
@@ -143,26 +156,27 @@ def _grid_attributes(node: ir.Node, low: int, high: int) -> dict[str, int]:
 def _replace_weight(
     graph: ir.Graph,
     node: ir.Node,
-    found: ir.Value,
+    grid: CastGrid,
     latents: dict[ir.Value, Latent],
     logs: _Logs | None,
     reference: Model | None,
 ) -> None:
-    scale, zero = node.inputs[1], _zero_point(node)
-    if scale is None or found.dtype is None:
-        return
-    zeros = np.zeros((), np.int32) if zero is None else _array(zero).astype(np.int32)
-    integers = _array(found).astype(np.int32)
-    low, high = bounds_of(integers, zeros, found.dtype)
-    if found not in latents:
-        base = (found.name or "weight").removesuffix("_quantized")
-        real = _within_cells(_begin(node, integers, zeros, _array(scale)), node, scale, base, reference)
+    stored, scale = grid.value, grid.scale
+    zeros = np.zeros((), np.int32) if grid.zero_point is None else _array(grid.zero_point).astype(np.int32)
+    low, high = bounds_of(grid.integers, zeros, stored.dtype or ir.DataType.INT8)
+    if grid.plane_bits:
+        low, high = -(2 ** (grid.plane_bits - 1)), 2 ** (grid.plane_bits - 1) - 1
+    if stored not in latents:
+        base = (stored.name or "weight").removesuffix("_quantized").removesuffix("_planes")
+        real = _within_cells(_begin(node, grid.integers, zeros, _array(scale)), node, scale, base, reference)
         unit = np.array(_array(scale), np.float32)
         relative = np.asarray(real / spread(unit, real.shape, node), np.float32)
-        latents[found] = (add_initializer(graph, base, relative), add_initializer(graph, f"{base}_unit", unit))
-    log, (latent, unit_value) = None if logs is None else logs.of(scale), latents[found]
-    out = _put(node, "FakeQuantize", [latent, scale, zero, log, unit_value], _grid_attributes(node, low, high))
-    out.metadata_props[STORED] = found.name or ""
+        latents[stored] = (add_initializer(graph, base, relative), add_initializer(graph, f"{base}_unit", unit))
+    log, (latent, unit_value) = None if logs is None else logs.of(scale), latents[stored]
+    inputs = [latent, scale, grid.zero_point, log, unit_value]
+    out = _put(node, "FakeQuantize", inputs, _grid_attributes(node, low, high))
+    out.metadata_props[STORED] = stored.name or ""
+    out.metadata_props[PLANES] = str(grid.plane_bits)
 
 
 def _begin(node: ir.Node, integers: np.ndarray, zeros: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -176,6 +190,8 @@ def spread(part: np.ndarray, shape: tuple[int, ...], node: ir.Node) -> np.ndarra
     if part.size == 1:
         return part.reshape(())
     axis, block = attribute_int(node, "axis", 1), attribute_int(node, "block_size", 0)
+    if part.ndim == len(shape) and not block:  # shaped for it already
+        return part
     if block:
         return np.repeat(part, block, axis).take(np.arange(shape[axis]), axis)
     return part.reshape(-1, *[1] * (len(shape) - 1 - axis % len(shape)))

@@ -200,7 +200,13 @@ class Values:
         path = attribute_path(value.name or "constant", self.root)
         own = value not in self._constants
         if own and content.dtype in TRAINABLE and not _is_statistic(value):
-            attach(self.root, path, nn.Parameter(content, requires_grad=content.ndim > 0 and not _is_scale(value)))
+            attach(
+                self.root,
+                path,
+                nn.Parameter(
+                    content, requires_grad=content.ndim > 0 and not (_is_scale(value) or _joins_planes(value))
+                ),
+            )
         else:
             attach(self.root, path, content)
         if own:
@@ -221,6 +227,14 @@ def python_name(name: str | None) -> str:
 def _is_statistic(value: ir.Value) -> bool:
     """Whether a constant is nothing but a running mean or variance."""
     return all((index, node.op_type) in _STATISTICS for node, index in value.uses())
+
+
+def _joins_planes(value: ir.Value) -> bool:
+    """Whether a constant says what the bits of stored integers are worth, see `graph.packed_bits`."""
+    makers = [node.inputs[0].producer() for node, slot in value.uses() if slot == 1 and node.inputs[0] is not None]
+    casts = [maker for maker in makers if maker is not None and maker.op_type == "Cast" and maker.inputs[0] is not None]
+    above = [cast.inputs[0].producer() for cast in casts if cast.inputs[0] is not None]
+    return any(node is not None and node.op_type == "BitwiseAnd" for node in above)
 
 
 def _is_scale(value: ir.Value) -> bool:

@@ -67,6 +67,8 @@ def spread(part: Tensor, x: Tensor, axis: int, block_size: int) -> Tensor:
     """A scale or zero point, shaped to be broadcast against x."""
     if part.numel() == 1:
         return part.reshape(())
+    if part.ndim == x.ndim and not block_size and part.ndim > 1:
+        return part  # shaped for it already
     if block_size:
         return part.repeat_interleave(block_size, axis).narrow(axis, 0, x.shape[axis])
     return part.reshape(-1, *[1] * (x.ndim - 1 - axis % x.ndim))

@@ -335,12 +335,21 @@ def apply(
             "--data", metavar="DATA", help="Calibrate with these samples, not the plan's own.", show_default=False
         ),
     ] = None,
+    train_data: Annotated[
+        str | None,
+        typer.Option(
+            "--train-data",
+            metavar="DATA",
+            help="Learn from these samples, if a step trains, not from the plan's own.",
+            show_default=False,
+        ),
+    ] = None,
     out: Out = Path("out"),
     json: Json = False,
 ) -> None:
     """Carry out PLAN on MODEL again, without searching. The same plan, model and samples give the same bytes."""
     with reporting() as console:
-        write_applied(plan, model, data, out, console, json)
+        write_applied(plan, model, data, out, console, json, train_data)
 
 
 @app.command()
@@ -362,7 +371,15 @@ def demo(out: Out = Path("demo-out"), json: Json = False) -> None:
         console.finish(record, json)
 
 
-def write_applied(plan: Plan | Path, model: Path, data: str | None, out: Path, console: Terminal, json: bool) -> None:
+def write_applied(
+    plan: Plan | Path,
+    model: Path,
+    data: str | None,
+    out: Path,
+    console: Terminal,
+    json: bool,
+    train_data: str | None = None,
+) -> None:
     """Carry out a plan, write the model, and say how large it is."""
     import msgspec
 
@@ -375,7 +392,7 @@ def write_applied(plan: Plan | Path, model: Path, data: str | None, out: Path, c
 
     target = out / "model.onnx"
     found = read_plan(plan) if isinstance(plan, Path) else plan
-    result = compression.apply(plan, model, data)
+    result = compression.apply(plan, model, data, train_data=train_data)
     if isinstance(plan, Plan) and not result.reference:
         raise OptionError(
             f"{plan.name} changes nothing in {result.name}: {'; '.join(result.notes) or 'it is so already'}"

@@ -4,9 +4,9 @@
 
 - nets: Fashion-MNIST (55,000 images train, 5,000 choose epochs and rates, 10,000 are looked at once), networks trained
   from each seed; post-training quantization in so many bits of weights with activations in 8, and the same files
-  trained on (`gossamer train`), taught by the float network.
-- peer: torchao's PT2E quantization-aware training from the same float networks: same images, loss, optimizer, epochs,
-  and rates to choose from. Its files are what its own export gives, run in onnxruntime.
+  trained on (`gossamer train`), taught by the float network, without labels; the epoch with the least loss counts.
+- peer: torchao's PT2E quantization-aware training from the same float networks: same images and their labels besides,
+  same soft labels, optimizer, epochs and rates to choose from. Its files are what its own export gives, run in onnxruntime.
 - students: a ResNet-8 of half the width, trained from nothing: alone, and with each loss from the larger one.
 - lite0: EfficientNet-Lite0 with weights in 4 bits, trained on Tux Paint's unlabelled cut-outs by its float self.
 

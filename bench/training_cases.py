@@ -129,10 +129,10 @@ def quantized_by(source: Path, steps: tuple[Step, ...], images: np.ndarray) -> M
 
 
 def tuned(case: Case, bits: int, rate: float) -> Made:
-    """Quantization-aware training with Gossamer, of what `quantized` gave, taught by the float network."""
+    """Quantization-aware training with Gossamer, of what `quantized` gave, taught by the float network alone."""
     effort = case.effort
     options = Options(epochs=effort.tune_epochs, batch=BATCH, rate=rate, seed=case.seed, device="cpu")
-    samples, verify = part_file("train", effort.tune_samples), part_file("validation", effort.validation)
+    samples, verify = part_file("train", effort.tune_samples, False), part_file("validation", effort.validation)
     return trained_by("qat", quantized(case, bits).path, samples, options, floated(case).path, verify=verify)
 
 
@@ -205,14 +205,15 @@ def trained_by(
     return Made(folder / "model.onnx", json.loads(facts.read_text()))
 
 
-def part_file(name: str, count: int) -> Path:
-    """The first images of a part as a file, as users have them."""
+def part_file(name: str, count: int, labelled: bool = True) -> Path:
+    """The first images of a part as a file, as users have them, with labels or without."""
 
     def fill(folder: Path) -> None:
         part: Part = getattr(training_nets.data(), name)
-        np.savez(folder / "samples.npz", image=part.image[:count], labels=part.labels[:count])
+        labels = {"labels": part.labels[:count]} if labelled else {}
+        np.savez(folder / "samples.npz", image=part.image[:count], **labels)
 
-    return once("data", [name, count, nets_script()], fill) / "samples.npz"
+    return once("data", [name, count, nets_script(), *([] if labelled else ["unlabelled"])], fill) / "samples.npz"
 
 
 # --- judged

@@ -21,7 +21,7 @@ from training_cases import Made, once, quantized_by, trained_by
 BITS = 4
 CALIBRATION = 64
 MOVED_PIXELS = 12
-EPOCHS, BATCH, RATE, AVERAGE = 5, 16, 3e-4, 0.99  # few pictures: small steps, and the mean of many
+EPOCHS, BATCH, RATE, AVERAGE = 3, 16, 3e-4, 0.99  # few pictures: small steps, and the mean of many
 QUICK_SAMPLES, QUICK_EPOCHS = 40, 1
 
 

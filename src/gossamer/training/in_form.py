@@ -24,6 +24,8 @@ from gossamer.training.watching import Watch
 from gossamer.training.write_back import write_back
 from gossamer.training.zeros import check_zeros, keep_zeros
 
+LOG_SLOT = 3  # of a FakeQuantize: the logarithm of its step
+STEP_SHARE = 0.1  # of the learning rate: steps that run ahead of their integers harm
 LEAST_MEAN = 1e-3  # of biases that begin at zero
 FLOAT_SHARE = 0.5  # of a float weight's mean size: about what a step is to weights of 4 bits
 
@@ -98,11 +100,13 @@ def for_fixed_batch(options: Options, fixed_batch: int | None) -> Options:
 
 
 def _slow_floats(module: fx.GraphModule, graph: Model) -> None:
-    """Let what a twin has in float move by as small a share of itself as what is in integers; see `twin`."""
+    """Let what a twin has in float move by as small a share of itself as what is in integers, and steps less."""
     parameters = dict(module.named_parameters())
     for path, name in module.meta["initializers"].items():
-        readers = graph.ir.graph.initializers[name].consumers()
-        if path in parameters and not any(node.domain == DOMAIN for node in readers):
+        uses = graph.ir.graph.initializers[name].uses()
+        if path in parameters and any(node.op_type == "FakeQuantize" and slot == LOG_SLOT for node, slot in uses):
+            parameters[path].rate_ratio = STEP_SHARE  # type: ignore[attr-defined]
+        elif path in parameters and not any(node.domain == DOMAIN for node, _ in uses):
             mean = float(parameters[path].detach().abs().mean())
             parameters[path].rate_ratio = FLOAT_SHARE * max(mean, LEAST_MEAN)  # type: ignore[attr-defined]
 

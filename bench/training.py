@@ -6,7 +6,7 @@
   from each seed; post-training quantization in so many bits of weights with activations in 8, and the same files
   trained on (`gossamer train`), taught by the float network, without labels; the epoch with the least loss counts.
 - peer: torchao's PT2E quantization-aware training from the same float networks: same images and their labels besides,
-  same soft labels, optimizer, epochs and rates to choose from. Its files are what its own export gives, run in onnxruntime.
+  same soft labels, optimizer, epochs and rates to choose from. Its files are what its own export gives, in onnxruntime.
 - students: a ResNet-8 of half the width, trained from nothing: alone, and with each loss from the larger one.
 - lite0: EfficientNet-Lite0 with weights in 4 bits, trained on Tux Paint's unlabelled cut-outs by its float self.
 

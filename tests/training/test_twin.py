@@ -403,4 +403,5 @@ def test_weights_alone_on_any_grid(constraint: str, form: str) -> None:
     result = settle(write_back(module, graph), model)
     assert to_bytes(result) != to_bytes(model)
     with torch.no_grad():
-        assert np.allclose(module(torch.from_numpy(x)).numpy(), outputs(result, x, form == "cast"), rtol=1e-3, atol=1e-3)
+        expected = module(torch.from_numpy(x)).numpy()
+    assert np.allclose(expected, outputs(result, x, form == "cast"), rtol=1e-3, atol=1e-3)

@@ -13,7 +13,7 @@ pytest.importorskip("lightning_fabric", reason="lightning-fabric is not installe
 
 from tests.passes.graphs import parse
 
-from gossamer.errors import OptionError
+from gossamer.errors import DataError, OptionError
 from gossamer.graph.edit import constant
 from gossamer.graph.qdq import integers_behind
 from gossamer.intake.onnx_file import read
@@ -178,3 +178,31 @@ def test_more_stages_than_epochs_are_refused(tmp_path: Path, points: dict[str, n
 )
 def test_stages(constraint: str, rounds: int, expected: tuple[str, ...]) -> None:
     assert stages_of(constraint, rounds) == expected
+
+
+def test_what_cannot_be_done_is_said_before_anything_takes_time(tmp_path: Path, points: dict[str, np.ndarray]) -> None:
+    said: list[str] = []
+    for wrong in (
+        {"constraint": "sparse:0.5+grid:4:group=16"},
+        {"constraint": "nonsense"},
+        {"activations": "float"},
+        {"constraint": "grid:4", "metric": "top5"},
+    ):
+        with pytest.raises(OptionError):
+            train_model(
+                network(), points, tmp_path, teacher=network(), options=QUICK, watch=Watch(said.append), **wrong
+            )
+    assert "asking the teacher" not in said
+
+
+def test_samples_that_measure_are_not_learned_from(tmp_path: Path, points: dict[str, np.ndarray]) -> None:
+    some = {"x": points["x"][:300]}
+    with pytest.raises(DataError, match="all samples of --train-data are among those of --data"):
+        train_model(network(), some, tmp_path, teacher=network(), options=QUICK, data=points)
+    summary = train_model(network(), points, tmp_path, teacher=network(), options=QUICK, data=some)
+    assert sum(summary.samples[:2]) == 900 and "300 of 1,200 training samples" in " ".join(summary.notes)
+
+
+def test_few_zeros_stay_if_they_were_asked_for(tmp_path: Path, points: dict[str, np.ndarray]) -> None:
+    train_model(network(), points, tmp_path, options=QUICK, constraint="sparse:0.3", rounds=1)
+    assert np.allclose(zeros_of(read(tmp_path / "model.onnx")), 0.3, atol=0.01)

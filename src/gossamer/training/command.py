@@ -15,13 +15,14 @@ from typing import Any
 import msgspec
 
 from gossamer.delivery import check_not_input, writable_folder
-from gossamer.errors import CandidateError, ModelError
+from gossamer.errors import CandidateError, DataError, ModelError
 from gossamer.intake.binding import bind, cast_notes
 from gossamer.intake.normalise import normalise
 from gossamer.intake.onnx_file import read
 from gossamer.intake.samples import DataOptions, read_samples
+from gossamer.intake.splits import without
 from gossamer.measuring.machine import available_cores
-from gossamer.measuring.metrics import choose_metric
+from gossamer.measuring.metrics import Metric, choose_metric
 from gossamer.nouns.facts import Accuracy
 from gossamer.nouns.model import Model, save, write_file
 from gossamer.runtimes.onnxruntime import open_session
@@ -32,7 +33,7 @@ from gossamer.training.lessons import Lessons
 from gossamer.training.loop import Trained
 from gossamer.training.measured import measure
 from gossamer.training.options import Options
-from gossamer.training.stages import STAGE, Formed, in_stages
+from gossamer.training.stages import STAGE, Formed, check_formed, in_stages
 from gossamer.training.teaching import Distillation, Parts, Student, teach
 from gossamer.training.watching import Watch
 
@@ -111,11 +112,14 @@ def train_model(
         CandidateError: the loss became NaN, or memory does not suffice.
     """
     begin = perf_counter()
+    formed = Formed(constraint, rounds, activations)
+    check_formed(formed, options)
     source, folder = read(model), writable_folder(out)
     check_not_input(source.path, folder)
     watch.say("reading the model and the data")
     student, notes = _ready(source)
     parts, said = _samples(student, train_data, data, data_options, options.seed)
+    chosen = choose_metric(student.session, parts.verify, metric)
     teacher = student.model if constraint and teacher is None else teacher
     lessons = teach(student, parts, teacher, distillation, options, watch.say)
     fixed = student.session.static_batch
@@ -127,12 +131,11 @@ def train_model(
         folder / CHECKPOINT,
         watch,
     )
-    formed = Formed(constraint, rounds, activations)
     outcome, stage = in_stages(student.model, course, options, formed, folder)
     watch.say("measuring the result")
     target = folder / "model.onnx"
     result = replace(outcome.model, path=None, reference=None)
-    accuracy = _measured(result, student, Lessons(parts.verify, lessons.verify), metric)
+    accuracy = _measured(result, student, Lessons(parts.verify, lessons.verify), chosen)
     save(result, target)
     trained = outcome.trained
     summary = Summary(
@@ -178,16 +181,25 @@ def _samples(
     if data is None:
         (choose, verify), learn = hold_out(samples, seed, 2)
         return Parts(samples, learn, choose, verify, False), said
-    (choose,), learn = hold_out(samples, seed)
-    return Parts(samples, learn, choose, bind(read_samples(data, data_options), inputs), True), said
+    verify = bind(read_samples(data, data_options), inputs)
+    apart = without(samples, (verify,))
+    if not len(apart):
+        raise DataError(
+            f"{samples.source}: all samples of --train-data are among those of --data, which measure the result; "
+            "give others to learn from"
+        )
+    if len(apart) < len(samples):
+        left_out = len(samples) - len(apart)
+        said = (*said, f"{left_out:,} of {len(samples):,} training samples also measure the result: left out")
+    (choose,), learn = hold_out(apart, seed)
+    return Parts(samples, learn, choose, verify, True), said
 
 
-def _measured(result: Model, student: Student, verify: Lessons, metric: str | None) -> Accuracy:
+def _measured(result: Model, student: Student, verify: Lessons, metric: Metric) -> Accuracy:
     """Before and after, as the runtime computes them.
 
     Raises:
         CandidateError: the result does not run.
         OptionError, DataError: the metric does not suit.
     """
-    chosen = choose_metric(student.session, verify.samples, metric)
-    return measure(student.session, open_session(result, available_cores()), verify, chosen)
+    return measure(student.session, open_session(result, available_cores()), verify, metric)

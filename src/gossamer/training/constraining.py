@@ -47,6 +47,24 @@ def stages_of(constraint: str, rounds: int) -> tuple[str, ...]:
     return (*stages, constraint) if isinstance(aim, Composed) else tuple(stages)
 
 
+def is_sparse(constraint: str) -> bool:
+    """Whether a constraint asks for zeros."""
+    aim = constraint_from_text(constraint)
+    return isinstance(aim.first if isinstance(aim, Composed) else aim, Sparse)
+
+
+def check_activations(constraint: str, activations: Activations) -> None:
+    """See that layers can compute in these with weights under a constraint.
+
+    Raises:
+        OptionError: they cannot, or there is no constraint that would make them.
+    """
+    if constraint:
+        _steps(constraint_from_text(constraint), activations)
+    elif activations != "uint8":
+        raise OptionError(f"activations {activations} without a constraint changes nothing; give one, such as grid:4")
+
+
 def constrained(model: Model, constraint: str, activations: Activations, samples: Samples, threads: int = 1) -> Model:
     """The model with its weights moved into a constraint at the least error of what each layer computes.
 

@@ -62,12 +62,14 @@ def train_in_form(
     options: Options,
     nodes: frozenset[str] | None = None,
     learn_steps: bool = True,
+    sparse: bool = False,
 ) -> Outcome:
     """Train a model by its twin if it has integers, or as it is.
 
     Args:
         nodes: only what these read is trained; None stands for all.
         learn_steps: see `twin`.
+        sparse: see `keep_zeros`.
 
     Raises:
         ModelError, DataError, CandidateError: see `lower` and `train`.
@@ -75,9 +77,9 @@ def train_in_form(
     shown = with_outputs(model, course.hints, "features") if course.hints else model
     graph = twin(shown, learn_steps)
     module = lower(graph)
-    sparse = keep_zeros(module, graph)
-    if sparse:
-        course.watch.say(f"the zeros of {sparse} weights stay zeros")
+    held = keep_zeros(module, graph, sparse)
+    if held:
+        course.watch.say(f"the zeros of {held} weights stay zeros")
     if nodes is not None:
         _freeze_all_but(module, graph, nodes)
     if graph is not shown:
@@ -87,7 +89,7 @@ def train_in_form(
     pupil = Pupil(module, course.losses)
     trained = train(Job(pupil, course.learn, course.choose, options, course.checkpoint, course.watch, name=model.name))
     result = settle(write_back(module, graph), model)
-    check_zeros(model, result)
+    check_zeros(model, result, sparse)
     return Outcome(replace(result, path=None), trained, options)
 
 

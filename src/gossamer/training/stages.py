@@ -13,7 +13,7 @@ from gossamer.intake.normalise import normalise
 from gossamer.intake.onnx_file import read
 from gossamer.measuring.machine import available_cores
 from gossamer.nouns.model import Model, save, to_bytes
-from gossamer.training.constraining import Activations, constrained, stages_of
+from gossamer.training.constraining import Activations, check_activations, constrained, is_sparse, stages_of
 from gossamer.training.in_form import Course, Outcome, train_in_form
 from gossamer.training.options import Options
 
@@ -28,6 +28,23 @@ class Formed(NamedTuple):
     activations: Activations = "uint8"
 
 
+def check_formed(formed: Formed, options: Options) -> None:
+    """See that a form can be reached, before anything else takes time.
+
+    Raises:
+        OptionError: no such constraint, or none that training keeps; no rounds; more stages than epochs.
+    """
+    if formed.rounds < 1:
+        raise OptionError(f"rounds is {formed.rounds}; allowed is 1 or more")
+    check_activations(formed.constraint, formed.activations)
+    stages = stages_of(formed.constraint, formed.rounds) if formed.constraint else ()
+    if options.epochs < len(stages):
+        raise OptionError(
+            f"{formed.constraint} in {len(stages)} stages ({', '.join(stages)}) needs as many epochs at least, "
+            f"epochs is {options.epochs}; give more epochs, or fewer rounds"
+        )
+
+
 def in_stages(model: Model, course: Course, options: Options, formed: Formed, folder: Path) -> tuple[Outcome, str]:
     """Train in as many stages as the form asks for; the outcome of the last, and the constraint that it met.
 
@@ -36,19 +53,12 @@ def in_stages(model: Model, course: Course, options: Options, formed: Formed, fo
         folder: where finished stages lie until the run is over.
 
     Raises:
-        OptionError: see `stages_of`; no rounds, or more stages than epochs.
+        OptionError: no weight can take the form.
         ModelError, DataError, CandidateError: see `train_in_form`.
     """
-    if formed.rounds < 1:
-        raise OptionError(f"rounds is {formed.rounds}; allowed is 1 or more")
     if not formed.constraint:
         return train_in_form(model, course, options), ""
     stages = stages_of(formed.constraint, formed.rounds)
-    if options.epochs < len(stages):
-        raise OptionError(
-            f"{formed.constraint} in {len(stages)} stages ({', '.join(stages)}) needs as many epochs at least, "
-            f"epochs is {options.epochs}; give more epochs, or fewer rounds"
-        )
     key = _digest(model, course, options, formed)
     each = options.epochs // len(stages)
     for number, stage in enumerate(stages[:-1], 1):
@@ -70,7 +80,7 @@ def in_stages(model: Model, course: Course, options: Options, formed: Formed, fo
 def _stage(model: Model, stage: str, course: Course, options: Options, formed: Formed) -> Outcome:
     course.watch.say(f"moving weights into {stage}")
     moved = constrained(model, stage, formed.activations, course.learn.samples, available_cores())
-    return train_in_form(moved, course, options)
+    return train_in_form(moved, course, options, sparse=is_sparse(stage))
 
 
 def _digest(model: Model, course: Course, options: Options, formed: Formed) -> str:

@@ -206,3 +206,27 @@ def test_samples_that_measure_are_not_learned_from(tmp_path: Path, points: dict[
 def test_few_zeros_stay_if_they_were_asked_for(tmp_path: Path, points: dict[str, np.ndarray]) -> None:
     train_model(network(), points, tmp_path, options=QUICK, constraint="sparse:0.3", rounds=1)
     assert np.allclose(zeros_of(read(tmp_path / "model.onnx")), 0.3, atol=0.01)
+
+
+def test_what_a_constraint_cannot_take_is_said(tmp_path: Path, points: dict[str, np.ndarray]) -> None:
+    rng = np.random.default_rng(0)
+    weights = {"first": rng.standard_normal((8, 64)).astype(np.float32), "second": rng.standard_normal((64, 4))}
+    text = "g (float[N,8] x) => (float[N,4] scores) { h = MatMul(x, first) scores = MatMul(h, second) }"
+    model = parse(text, first=weights["first"], second=weights["second"].astype(np.float32))
+    summary = train_model(model, points, tmp_path, options=QUICK, constraint="sparse:3:16", rounds=1)
+    assert any("left node_h as it was" in note for note in summary.notes), summary.notes
+
+
+def test_an_index_beyond_its_table_is_told(tmp_path: Path) -> None:
+    model = parse(
+        """g (int64[N,3] ids) => (float[N,4] scores) {
+            e = Gather(table, ids) m = ReduceMean<keepdims=0>(e, axes) scores = MatMul(m, w) }""",
+        table=np.ones((9, 5), np.float32),
+        axes=np.array([1]),
+        w=np.ones((5, 4), np.float32),
+    )
+    ids = np.random.default_rng(0).integers(0, 9, (200, 3))
+    ids[150:] = 99
+    labels = np.zeros(200, np.int64)
+    with pytest.raises(DataError, match="looks up what is not in a table"):
+        train_model(model, {"ids": ids, "labels": labels}, tmp_path, options=QUICK)

@@ -148,7 +148,7 @@ def train_model(
         trained=trained,
         accuracy=accuracy,
         seconds=perf_counter() - begin,
-        notes=(*notes, *said),
+        notes=tuple(dict.fromkeys((*notes, *said, *outcome.model.notes))),
         constraint=stage,
     )
     write_file(folder / "training.json", msgspec.json.format(msgspec.json.encode(summary), indent=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -81,7 +82,7 @@ def constrained(model: Model, constraint: str, activations: Activations, samples
     applied = run_plan(plan, model, evidence)
     if not set(applied.made_by) - {step.key() for step in CLEAN.steps}:
         raise OptionError(f"no weight of {model.name} can become {constraint}: {'; '.join(applied.notes)}")
-    return applied.model
+    return replace(applied.model, notes=(*model.notes, *(note for note in applied.notes if note not in model.notes)))
 
 
 def _steps(aim: Constraint, activations: Activations) -> tuple[Step, ...]:

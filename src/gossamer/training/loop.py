@@ -73,6 +73,10 @@ def train(job: Job) -> Trained:
                 state, texts = checkpoints.read(file)
                 load(student, state)
                 return msgspec.json.decode(texts["trained"], type=Trained)
+        except IndexError as error:
+            raise DataError(
+                f"{job.name}: a sample looks up what is not in a table: {error}; mend its integers"
+            ) from error
         finally:
             job.pupil.to(device).eval()
 

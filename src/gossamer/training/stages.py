@@ -80,6 +80,8 @@ def in_stages(model: Model, course: Course, options: Options, formed: Formed, fo
 def _stage(model: Model, stage: str, course: Course, options: Options, formed: Formed) -> Outcome:
     course.watch.say(f"moving weights into {stage}")
     moved = constrained(model, stage, formed.activations, course.learn.samples, available_cores())
+    for note in moved.notes[len(model.notes) :]:
+        course.watch.say(f"  {note}")
     return train_in_form(moved, course, options, sparse=is_sparse(stage))
 
 

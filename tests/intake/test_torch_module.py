@@ -137,3 +137,9 @@ def test_without_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(MissingExtraError, match=r"pip install 'gossamer\[torch\]'"):
         load_torch(None, None)  # type: ignore[arg-type]
+
+
+def test_no_path_of_this_machine_goes_into_the_graph() -> None:
+    model = load_torch(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU()), torch.zeros(2, 4))
+    content = to_bytes(model)
+    assert b"pkg.torch" not in content and __file__.encode() not in content and b"site-packages" not in content

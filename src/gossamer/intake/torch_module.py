@@ -62,6 +62,7 @@ def load_torch(
             except Exception as again:
                 raise ModelError(f"torch cannot export {name}: {_reason(again)}") from again
     _own_weights(graph)
+    _forget_sources(graph)
     check_finite(graph, name)
     return normalise(Model(graph, name, None, (*notes, *_untied_notes(graph.graph))))
 
@@ -125,6 +126,17 @@ def _two_or_more(example: torch.Tensor) -> torch.Tensor:
     if example.ndim == 0:
         raise ValueError("an input is a single number without a batch axis")
     return torch.cat([example, example]) if example.shape[0] == 1 else example
+
+
+def _forget_sources(model: ir.Model) -> None:
+    """Drop what the exporter wrote down of where each part came from: stack traces, with paths of this machine."""
+    graph = model.graph
+    parts: list[Any] = [model, graph, *graph.subgraphs(), *graph.inputs, *graph.initializers.values()]
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        parts += [node, *node.outputs]
+    for part in parts:
+        for key in [key for key in part.metadata_props if key == "namespace" or key.startswith("pkg.torch")]:
+            del part.metadata_props[key]
 
 
 def _own_weights(graph: ir.Model) -> None:

@@ -104,7 +104,6 @@ class School:
         return self.known[key]
 
     def _trained(self, model: Model, schooling: Schooling, key: str, nodes: frozenset[str] | None) -> tuple[Model, str]:
-        begin = perf_counter()
         learn = self._drawn(schooling)
         checkpoint = None if self.folder is None else self.folder / f"trained-{key}.safetensors"
         options = Options(schooling.epochs, schooling.batch, rate=schooling.rate, seed=schooling.seed)
@@ -112,7 +111,7 @@ class School:
         found, trained, _ = train_in_form(model, course, options, nodes, schooling.learn_steps)
         if trained.interrupted:
             raise KeyboardInterrupt  # the search ends; what it has finished is measured, and this is not
-        note = _told(trained, len(learn), perf_counter() - begin)
+        note = _told(trained, len(learn))
         result = found if trained.best_epoch else model
         if self.folder is not None and checkpoint is not None:
             save(result, self.folder / f"trained-{key}.onnx")
@@ -216,10 +215,10 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _told(trained: Trained, samples: int, seconds: float) -> str:
+def _told(trained: Trained, samples: int) -> str:
     """What training did, in a sentence."""
     first, best = trained.epochs[0], trained.epochs[trained.best_epoch]
-    text = f"{len(trained.epochs) - 1} epochs on {samples:,} samples, taught by the original, took {seconds:.0f} s"
+    text = f"{len(trained.epochs) - 1} epochs on {samples:,} samples, taught by the original"
     if not trained.best_epoch:
         return f"{text} and found nothing better"
     gained = f"validation loss {first.validation_loss or 0:.4g} -> {best.validation_loss or 0:.4g}"

@@ -30,7 +30,7 @@ from gossamer.measuring.machine import available_cores, describe, sums_in_16_bit
 from gossamer.measuring.quality import Metric, choose_metric
 from gossamer.nouns.budget import Budget, check_budget
 from gossamer.nouns.model import Model, model_sha256, save, sha256
-from gossamer.nouns.plan import Calibration, Plan, Scope, Step
+from gossamer.nouns.plan import Calibration, Plan, Scope, Step, trains
 from gossamer.nouns.record import Record, Split, Splits
 from gossamer.nouns.samples import Samples
 from gossamer.nouns.schooling import TRAIN_S, School
@@ -296,7 +296,7 @@ def apply(
     elif plan.calibration.data:
         splits = recorded_splits(plan, source, base)
     evidence = None if splits is None else Evidence(splits.calibrate, plan.calibration.threads)
-    if evidence is not None and splits is not None and any(step.method == "train_quantized" for step in plan.steps):
+    if evidence is not None and splits is not None and any(map(trains, plan.steps)):
         named = train_data if train_data is not None else recorded_path(plan.calibration.train_data, base)
         options, measured = data_options or recorded_options(plan), (splits.select, splits.verify)
         seed = plan.calibration.seed

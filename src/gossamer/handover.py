@@ -20,6 +20,7 @@ from gossamer.measuring.quality import preprocessing_warning
 from gossamer.nouns.diagnosis import Diagnosis
 from gossamer.nouns.facts import Bytes, Energy
 from gossamer.nouns.model import Model, model_sha256, size_bytes, write_file
+from gossamer.nouns.plan import trains
 from gossamer.nouns.prediction import Forecast
 from gossamer.nouns.record import Record
 from gossamer.nouns.target import Target
@@ -63,11 +64,11 @@ def hand_over(
         pack_file(staged / "model.onnx", artifact)
     if source.path is None:  # leave the file that the result was held against
         deliver(bench.path, staged / "original.onnx")
-    trains = any(step.method == "train_quantized" for step in chosen.steps)
+    learned = any(map(trains, chosen.steps))
     calibration = replace(
         bench.calibration,
         data=seen_from(folder, bench.calibration.data),
-        train_data=seen_from(folder, bench.calibration.train_data) if trains else "",
+        train_data=seen_from(folder, bench.calibration.train_data) if learned else "",
     )
     write_file(staged / "plan.yaml", replace(chosen, calibration=calibration).to_yaml().encode())
     record = _record(bench, tried, cut, outcome, diagnosis, forecast, artifact, folder, begin)

@@ -70,6 +70,11 @@ def rounds(step: Step) -> bool:
     return step.method.startswith(("quantize_", "constrain_"))
 
 
+def trains(step: Step) -> bool:
+    """Whether a step learns from samples."""
+    return step.method == "train_quantized"
+
+
 def plan_from_yaml(text: str | bytes, source: str = "plan.yaml") -> Plan:
     """Read a plan.
 

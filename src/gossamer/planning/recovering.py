@@ -12,6 +12,7 @@ from gossamer.nouns.record import Candidate
 from gossamer.nouns.schooling import Schooling
 from gossamer.planning.choice import leader
 from gossamer.planning.guard import to_mend
+from gossamer.planning.refinement import quantized_with
 
 METHOD = "train_quantized"
 FEWER_BITS = 4  # of weights that are multiplied as bytes: files hold no integers narrower than that
@@ -37,12 +38,7 @@ def to_train(tried: Sequence[Candidate], budget: Budget) -> tuple[Plan, ...]:
 
 def with_bits(plan: Plan, bits: int) -> Plan:
     """The plan with weights of so many bits, rounded for the least error of what each layer computes."""
-    steps = tuple(
-        msgspec.structs.replace(step, config={**step.config, "weight_bits": bits, "rounding": "second_order"})
-        if step.method == "quantize_static"
-        else step
-        for step in plan.steps
-    )
+    steps = quantized_with(plan.steps, {"weight_bits": bits, "rounding": "second_order"})
     return Plan(f"{plan.name}, {bits} bit weights", steps)
 
 

@@ -6,7 +6,8 @@ one is tried that gains most as a rule, for all the others together gain less th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -58,15 +59,18 @@ def round_by_loss(found: Features, tried: Sequence[Candidate], budget: Budget) -
     takes as long as several other candidates.
     """
     best = _best(tried, budget)
-    steps = tuple(
-        msgspec.structs.replace(step, config={**step.config, "rounding": "second_order"})
-        if step.method == "quantize_static"
-        else step
-        for step in best.plan.steps
-    )
+    steps = quantized_with(best.plan.steps, {"rounding": "second_order"})
     if steps == best.plan.steps or not found.convolutions or is_true_enough(best, budget):
         return ()
     return (Plan(f"{best.plan.name}, rounded by loss", steps),)
+
+
+def quantized_with(steps: Sequence[Step], options: Mapping[str, Any]) -> tuple[Step, ...]:
+    """The steps with these options for every `quantize_static`, beside those that it has."""
+    return tuple(
+        msgspec.structs.replace(step, config={**step.config, **options}) if step.method == "quantize_static" else step
+        for step in steps
+    )
 
 
 def correct_in_order(found: Features, tried: Sequence[Candidate], budget: Budget) -> tuple[Plan, ...]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from gossamer.nouns.budget import Budget
 from gossamer.nouns.diagnosis import Finding, LayerBlame, RangeHistogram, StepEffect, worst
 from gossamer.nouns.facts import Facts
-from gossamer.nouns.plan import Plan, rounds
+from gossamer.nouns.plan import Plan, rounds, trains
 from gossamer.nouns.prediction import Forecast
 from gossamer.nouns.record import Candidate, Splits
 from gossamer.report.contrasts import Contrast, contrasts
@@ -140,7 +140,7 @@ def _certainty(case: Case) -> Iterator[Weighed]:
 
 def _trained(case: Case) -> Iterator[Weighed]:
     """What training won back of the accuracy that integers lose, both as they were where candidates were chosen."""
-    steps = tuple(step for step in case.plan.steps if step.method != "train_quantized")
+    steps = tuple(step for step in case.plan.steps if not trains(step))
     before, after = (
         next((one.facts for one in case.candidates if one.plan.steps == wanted and one.facts is not None), None)
         for wanted in (steps, case.plan.steps)

@@ -15,19 +15,18 @@ from typing import Any
 import msgspec
 
 from gossamer.delivery import check_not_input, writable_folder
-from gossamer.errors import CandidateError, DataError, ModelError
+from gossamer.errors import CandidateError, ModelError
 from gossamer.intake.binding import bind, cast_notes
 from gossamer.intake.normalise import normalise
 from gossamer.intake.onnx_file import read
 from gossamer.intake.samples import DataOptions, read_samples
-from gossamer.intake.splits import without
 from gossamer.measuring.machine import available_cores
 from gossamer.measuring.metrics import Metric, choose_metric
 from gossamer.nouns.facts import Accuracy
 from gossamer.nouns.model import Model, save, write_file
 from gossamer.runtimes.onnxruntime import open_session
 from gossamer.training.constraining import Activations
-from gossamer.training.holding_out import hold_out
+from gossamer.training.holding_out import hold_out, keep_apart
 from gossamer.training.in_form import Course
 from gossamer.training.lessons import Lessons
 from gossamer.training.loop import Trained
@@ -182,17 +181,9 @@ def _samples(
         (choose, verify), learn = hold_out(samples, seed, 2)
         return Parts(samples, learn, choose, verify, False), said
     verify = bind(read_samples(data, data_options), inputs)
-    apart = without(samples, (verify,))
-    if not len(apart):
-        raise DataError(
-            f"{samples.source}: all samples of --train-data are among those of --data, which measure the result; "
-            "give others to learn from"
-        )
-    if len(apart) < len(samples):
-        left_out = len(samples) - len(apart)
-        said = (*said, f"{left_out:,} of {len(samples):,} training samples also measure the result: left out")
+    apart, notes = keep_apart(samples, (verify,))
     (choose,), learn = hold_out(apart, seed)
-    return Parts(samples, learn, choose, verify, True), said
+    return Parts(samples, learn, choose, verify, True), (*said, *notes)
 
 
 def _measured(result: Model, student: Student, verify: Lessons, metric: Metric) -> Accuracy:

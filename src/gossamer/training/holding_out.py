@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from gossamer.errors import DataError
-from gossamer.intake.splits import equal_samples, fill
+from gossamer.intake.splits import equal_samples, fill, without
 from gossamer.nouns.samples import Samples
 
 FEWEST = 10
@@ -32,3 +34,21 @@ def hold_out(samples: Samples, seed: int = 0, parts: int = 1) -> tuple[list[Samp
     size = min(MOST, len(samples) // SHARE)
     *held, rest = fill([groups[place] for place in order], (size,) * parts)
     return [samples.take(places) for places in held], samples.take(rest)
+
+
+def keep_apart(samples: Samples, measured: Sequence[Samples]) -> tuple[Samples, tuple[str, ...]]:
+    """The samples without those that results are measured on, as what is known by heart proves nothing; and a note.
+
+    Raises:
+        DataError: none is left.
+    """
+    left = without(samples, measured)
+    if not len(left):
+        raise DataError(
+            f"{samples.source}: all samples of --train-data are among those of --data, which measure the result; "
+            "give others to learn from"
+        )
+    if len(left) == len(samples):
+        return samples, ()
+    gone = len(samples) - len(left)
+    return left, (f"{gone:,} of {len(samples):,} training samples also measure the result: left out",)

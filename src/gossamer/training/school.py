@@ -17,17 +17,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from gossamer.errors import DataError
 from gossamer.intake.binding import bind
 from gossamer.intake.onnx_file import read
 from gossamer.intake.samples import DataOptions, read_samples
-from gossamer.intake.splits import without
 from gossamer.measuring.machine import available_cores
 from gossamer.nouns.model import Model, save, to_bytes, write_file
 from gossamer.nouns.samples import Samples
 from gossamer.nouns.schooling import Schooling
 from gossamer.runtimes.onnxruntime import open_session
-from gossamer.training.holding_out import hold_out
+from gossamer.training.holding_out import hold_out, keep_apart
 from gossamer.training.in_form import Course, train_in_form
 from gossamer.training.lessons import Lessons
 from gossamer.training.loop import Trained
@@ -176,7 +174,10 @@ def open_school(
     """
     session = open_session(source, available_cores())
     everything = bind(read_samples(train_data, data_options), session.inputs)
-    samples = replace(_apart(everything, measured, say), labels=None)
+    apart, notes = keep_apart(everything, measured)
+    for note in notes:
+        say(note)
+    samples = replace(apart, labels=None)
     (choose,), learn = hold_out(samples, seed)
     student = Student(source, session)
     parts = Parts(samples, learn, choose, choose, True)
@@ -192,23 +193,6 @@ def open_school(
         seed,
         watch,
     )
-
-
-def _apart(samples: Samples, measured: tuple[Samples, ...], say: Callable[[str], None]) -> Samples:
-    """The samples without those that results are measured on: what is known by heart proves nothing.
-
-    Raises:
-        DataError: none is left.
-    """
-    left = without(samples, measured)
-    if not len(left):
-        raise DataError(
-            f"{samples.source}: all samples of --train-data are among those of --data, which measure the result; "
-            "give others to learn from"
-        )
-    if len(left) < len(samples):
-        say(f"{len(samples) - len(left):,} of {len(samples):,} training samples also measure the result: left out")
-    return left
 
 
 def _digest(content: bytes) -> str:

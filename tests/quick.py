@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gossamer import blame, comparison, trials
+from gossamer import blame, comparison, search, trials
 from gossamer.measuring.latency import Timing
 
 
@@ -19,6 +19,6 @@ def time_little(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def first_round_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """No candidate that refines another."""
-    monkeypatch.setattr(trials, "refine", lambda *_: ())
-    monkeypatch.setattr(trials, "round_by_loss", lambda *_: ())
-    monkeypatch.setattr(trials, "correct_in_order", lambda *_: ())
+    monkeypatch.setattr(search, "refine", lambda *_: ())
+    monkeypatch.setattr(search, "round_by_loss", lambda *_: ())
+    monkeypatch.setattr(search, "correct_in_order", lambda *_: ())

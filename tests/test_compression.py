@@ -14,7 +14,7 @@ from tests.packaged import demo_in
 from tests.quick import first_round_only, time_little
 
 import gossamer
-from gossamer import trials
+from gossamer import search, trials
 from gossamer.errors import CandidateError
 from gossamer.measuring.latency import Timing
 from gossamer.nouns.record import record_from_json
@@ -41,8 +41,8 @@ def finished(demo: Path) -> Iterator[tuple[gossamer.Record, Path]]:
     """One run with part of the second round, shared by the tests that look at it."""
     with pytest.MonkeyPatch.context() as patch:
         time_little(patch)
-        whole = trials.refine
-        patch.setattr(trials, "refine", lambda *given: whole(*given)[1:3])
+        whole = search.refine
+        patch.setattr(search, "refine", lambda *given: whole(*given)[1:3])
         yield gossamer.compress(demo / "original.onnx", str(demo / "data.npz"), out=demo / "out"), demo / "out"
 
 

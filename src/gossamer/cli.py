@@ -148,9 +148,13 @@ def constrain(
         ),
     ] = None,
     solver: Annotated[
-        Literal["second_order", "nearest"],
-        typer.Option(help="Least loss to what each layer computes, or each weight for itself."),
+        Literal["second_order", "nearest", "train"],
+        typer.Option(
+            help="Least loss to what each layer computes; each weight for itself; or least loss, and then trained "
+            "within the form by the original (needs --data and --train-data)."
+        ),
     ] = "second_order",
+    train_data: LearnFrom = None,
     layers: Annotated[
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Only these nodes (*, ?); may be repeated.", show_default=False),
@@ -177,7 +181,7 @@ def constrain(
     channels: Channels = "rgb",
     json: Json = False,
 ) -> None:
-    """Move the weights of MODEL into a form: few bits, zeros, shared values, low rank. No search, training or labels.
+    """Move the weights of MODEL into a form: few bits, zeros, shared values, low rank. No search and no labels.
 
     With samples FOLDER holds what `compress` leaves, measured in the same way; without, `model.onnx` and `plan.yaml`.
 
@@ -188,6 +192,8 @@ def constrain(
         gossamer constrain model.onnx --data val.npz --constraint grid:4 -o out/
 
         gossamer constrain model.onnx --constraint sparse:2:4 --solver nearest --layers 'block4.*'
+
+        gossamer constrain model.onnx --data val.npz --constraint codebook:8 --solver train --train-data train.npz
     """
     from gossamer.nouns.budget import Budget
     from gossamer.nouns.model import write_file
@@ -206,7 +212,17 @@ def constrain(
         options = data_options(size, resize, mean, std, scale, layout, channels)
         target = Target(runtime, threads)
         record = compression.carry_out(
-            plan, model, data, Budget(max_drop, "size"), out, options, metric, seed, target, console.log_line
+            plan,
+            model,
+            data,
+            Budget(max_drop, "size"),
+            out,
+            options,
+            metric,
+            seed,
+            target,
+            console.log_line,
+            train_data,
         )
         console.finish(record, json)
 

@@ -40,8 +40,9 @@ from gossamer.planning.candidates import CLEAN, propose
 from gossamer.planning.features import features
 from gossamer.replay import read_plan, recorded_options, recorded_path, recorded_splits, splits_of
 from gossamer.runtimes.contract import find
+from gossamer.search import try_all
 from gossamer.solving import NO_RATE
-from gossamer.trials import Bench, Say, try_all, try_one, verify_best
+from gossamer.trials import Bench, Say, try_one, verify_best
 
 
 def silent(_: str) -> None:
@@ -108,12 +109,14 @@ def carry_out(
     seed: int = 0,
     target: Target = Target(),  # noqa: B008
     say: Say = silent,
+    train_data: Any = None,
 ) -> Record:
     """Carry out one plan, whatever becomes of the floor, and measure the result as `compress` does.
 
     Args:
         plan: see `constraining`, or written by hand.
         budget: says whether the floor and the limits hold; nothing else is tried if not.
+        train_data: as for `compress`, if a step trains.
 
     Returns:
         What `record.json` holds.
@@ -124,11 +127,14 @@ def carry_out(
     """
     begin = perf_counter()
     check_budget(budget)
+    if any(map(trains, plan.steps)) != (train_data is not None):
+        got = "without --train-data" if train_data is None else "with --train-data, and nothing would learn from it"
+        raise OptionError(f"{plan.name} {got}; give --solver train and --train-data together")
     source, folder = read(model), writable_folder(out)
     check_not_input(source.path, folder)
     with workshop(folder) as work:
         say("reading the model and the data")
-        bench = _set_up(source, data, budget, data_options, metric, seed, target, work, say, begin)
+        bench = _set_up(source, data, budget, data_options, metric, seed, target, work, say, begin, train_data)
         tried = try_one(bench, plan)
         say("verifying the result")
         outcome = verify_best(bench, tried[1:])
@@ -244,7 +250,7 @@ def plan(model: Any, budget: Budget = Budget(), target: Target = Target()) -> tu
 
 def constraining(
     constraint: str,
-    solver: Literal["second_order", "nearest"] = "second_order",
+    solver: Literal["second_order", "nearest", "train"] = "second_order",
     layers: tuple[str, ...] = (),
     sequential: bool = True,
     samples: bool = True,
@@ -253,17 +259,20 @@ def constraining(
 
     Args:
         constraint: as text, `grid:4`; see `constraints.contract`.
+        solver: train is second_order and then training, which moves biases too.
         layers: names of nodes or shell patterns; empty means all.
         sequential: each layer is solved behind those that are done, and makes up for their errors.
 
     Raises:
-        OptionError: there is no such constraint, or one with a rate is given to `nearest`.
+        OptionError: there is no such constraint, one with a rate is given to `nearest`, or train has no samples.
     """
     if rate_of(constraint_from_text(constraint)) and solver == "nearest":
         raise OptionError(f"{constraint}: {NO_RATE}")
-    behind = sequential and samples and solver == "second_order"
+    if solver == "train" and not samples:
+        raise OptionError("solver train needs samples that measure (--data) beside those to learn from (--train-data)")
+    behind = sequential and samples and solver != "nearest"
     config = {"constraint": constraint, "solver": solver, **({"sequential": True} if behind else {})}
-    mend = (Step("correct_bias", {"statistics": "sequential"}),) if samples else ()
+    mend = (Step("correct_bias", {"statistics": "sequential"}),) if samples and solver != "train" else ()
     return Plan(constraint, (*CLEAN.steps, Step("constrain_weights", config, Scope(only=layers)), *mend))
 
 

@@ -89,8 +89,8 @@ LearnFrom = Annotated[
     typer.Option(
         "--train-data",
         metavar="DATA",
-        help="Samples to learn from, as for --data and apart from it; labels are not needed. Integers that would be "
-        "the best but for the accuracy they lose are then trained, taught by the original (extra train).",
+        help="Samples to learn from, as for --data and apart from it; labels are not needed. What would be the best "
+        "but for the accuracy it loses is then trained, taught by the original (extra train).",
         show_default=False,
     ),
 ]

@@ -34,6 +34,8 @@ FIRST_ARCHIVE_RATIO = 1 / 12  # the same of archives, where weights take some th
 MOST_ATTEMPTS = 6
 MOST_IN_ORDER = 3
 DARING = 0.85  # of the smallest limit that held: what may hold too, once layers make up for each other
+MOST_TRAINED = 3
+SMALLER = 0.7  # of the smallest limit that held: what may hold once it is trained
 LEDGER_S, ARCHIVE_LEDGER_S = 120.0, 240.0
 MENDING_BYTES = 16  # that a layer may grow by when it is mended: biases and scales have a place already, names do not
 AFTER = (Step("correct_bias", {"statistics": "sequential"}),)  # gains 2 to 4 dB behind few bits, the fast form half
@@ -187,6 +189,29 @@ def shrink(
         limit = next_limit(better, max(found.least_bytes, DARING**2 * least), least)
     if not any(one.met for one in better):
         attempt(in_order(held))
+
+
+def train_smaller(
+    found: Ledger, held_bytes: float | None, limit_bytes: int | None, attempt: Callable[[Plan], Attempt | None]
+) -> None:
+    """Limits that nothing held, with plans that are trained, until the smallest that then holds is known.
+
+    Args:
+        held_bytes: the smallest that held so far; None if nothing did.
+        limit_bytes: the largest allowed; None for no limit.
+        attempt: makes a candidate, trains it and measures its bytes and whether it met the floor; None if it failed.
+    """
+    tried = [] if held_bytes is None else [Attempt(held_bytes, True)]
+    most = float(limit_bytes or 0) if held_bytes is None else held_bytes
+    limit: float | None = most if held_bytes is None else SMALLER * held_bytes
+    for _ in range(MOST_TRAINED):
+        if limit is None or limit <= found.least_bytes:
+            return
+        _, found = _tried(found, limit, tried, lambda plan: attempt(in_order(plan)), True)
+        if held_bytes is None and not tried[0].met:
+            return
+        least = min(one.limit for one in tried if one.met)
+        limit = next_limit(tried, max(found.least_bytes, SMALLER**2 * least), least)
 
 
 def _tried(

@@ -296,7 +296,7 @@ exhibit = cache(build)
 def evidence_for(method: str, name: str) -> Evidence:
     """What passes may ask; for one that trains also a school, in which the float graph teaches."""
     samples = exhibit(name)[1]
-    if method != "train_quantized":
+    if method != "train_weights":
         return Evidence(samples, 1)
     pytest.importorskip("torch", reason="torch is not installed: pip install 'gossamer[train]'")
     from gossamer.training.school import open_school

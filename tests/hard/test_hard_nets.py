@@ -14,7 +14,7 @@ from tests.hard.tasks import exact_lines
 from tests.quick import time_little
 
 import gossamer
-from gossamer import trials
+from gossamer import search
 from gossamer.intake.normalise import normalise
 from gossamer.intake.onnx_file import read
 from gossamer.nouns.model import Model
@@ -103,7 +103,7 @@ def test_one_scale_a_row_keeps_the_ledger(form: str) -> None:
 
 @pytest.mark.parametrize("name", ["ledger", "reader"])
 def test_smallest(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials, "refine", lambda *_: ())  # other ranges do not make a file smaller
+    monkeypatch.setattr(search, "refine", lambda *_: ())  # other ranges do not make a file smaller
     record = compressed(name, gossamer.Budget(0.01, minimize="size"), tmp_path)
     assert record.met and record.accuracy.drop <= 0.01
     assert record.bytes.result < record.bytes.original / 2.5

@@ -14,7 +14,7 @@ pytest.importorskip("lightning_fabric", reason="lightning-fabric is not installe
 from tests.quick import first_round_only, time_little
 
 import gossamer
-from gossamer import trials
+from gossamer import search
 from gossamer.errors import DataError, OptionError
 from gossamer.intake.normalise import normalise
 from gossamer.intake.onnx_file import read
@@ -71,7 +71,7 @@ def test_integers_that_break_the_floor_are_trained_until_they_keep_it(
 ) -> None:
     time_little(monkeypatch)
     first_round_only(monkeypatch)
-    monkeypatch.setattr(trials, "propose", lambda *_: (Plan(ORIGINAL), Plan("ternary", TERNARY)))
+    monkeypatch.setattr(search, "propose", lambda *_: (Plan(ORIGINAL), Plan("ternary", TERNARY)))
     said: list[str] = []
     record = gossamer.compress(
         folder / "original.onnx",
@@ -96,7 +96,7 @@ def test_integers_that_break_the_floor_are_trained_until_they_keep_it(
     assert any("Training took the loss" in one.text for one in record.diagnosis.findings)
     assert not (tmp_path / ".gossamer").exists()
     text = (tmp_path / "plan.yaml").read_text()
-    assert "train_quantized" in text and "train.npz" in text
+    assert "train_weights" in text and "train.npz" in text
     replayed = gossamer.apply(tmp_path / "plan.yaml", folder / "original.onnx")
     assert to_bytes(replayed) == (tmp_path / "model.onnx").read_bytes()
 
@@ -143,15 +143,39 @@ def test_samples_that_measure_the_result_teach_nothing(original: Model, pictures
 
 def test_without_a_school_the_step_says_what_it_needs(ternary: Model, pictures: np.ndarray) -> None:
     with pytest.raises(OptionError, match="give --train-data"):
-        run(Step("train_quantized"), ternary, Evidence(samples(pictures, 0, 20)))
+        run(Step("train_weights"), ternary, Evidence(samples(pictures, 0, 20)))
 
 
 def test_a_float_model_has_nothing_to_train(original: Model, pictures: np.ndarray) -> None:
-    result = run(Step("train_quantized"), original, Evidence(samples(pictures, 0, 20)))
-    assert result.model is original and "no weight is stored in integers" in result.notes[0]
+    result = run(Step("train_weights"), original, Evidence(samples(pictures, 0, 20)))
+    assert result.model is original and "no step before gave weights another form" in result.notes[0]
+
+
+@pytest.mark.parametrize("constraint", ["codebook:4", "sparse:0.9", "grid:2"])
+def test_the_solver_train_is_second_order_and_then_training(
+    constraint: str, school: School, original: Model, pictures: np.ndarray
+) -> None:
+    evidence = Evidence(samples(pictures, 0, 50), school=school)
+    schooling = {"epochs": 1, "samples": 128, "rate": 1e-3}
+    config = {"constraint": constraint, "form": "cast", "embeddings": False}
+    clean = run_plan(CLEAN, original, evidence).model
+    solved = run(Step("constrain_weights", config), clean, evidence)
+    both = run_plan(
+        Plan("two", (Step("constrain_weights", config), Step("train_weights", schooling))), clean, evidence
+    ).model
+    trained = run(Step("constrain_weights", {**config, "solver": "train", "schooling": schooling}), clean, evidence)
+    assert to_bytes(trained.model) == to_bytes(both) != to_bytes(solved.model)
+    assert any("taught by the original" in note for note in trained.notes)
+
+
+def test_the_solver_train_says_what_it_needs(original: Model, pictures: np.ndarray) -> None:
+    step = Step("constrain_weights", {"solver": "train"})
+    for evidence in (None, Evidence(samples(pictures, 0, 20))):
+        with pytest.raises(OptionError, match="solver train needs samples to learn from"):
+            run(step, original, evidence)
 
 
 @pytest.mark.parametrize("config", [{"epochs": 0}, {"samples": -1}, {"batch": 0}])
 def test_numbers_out_of_range_are_refused(config: dict[str, int], ternary: Model, pictures: np.ndarray) -> None:
-    with pytest.raises(OptionError, match="train_quantized: "):
-        run(Step("train_quantized", config), ternary, Evidence(samples(pictures, 0, 20)))
+    with pytest.raises(OptionError, match="schooling: "):
+        run(Step("train_weights", config), ternary, Evidence(samples(pictures, 0, 20)))

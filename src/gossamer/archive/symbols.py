@@ -106,17 +106,17 @@ def _integers(data: bytes, bits: int, signed: bool, width: int) -> Taken:
     if each > 1:
         parts = [raw >> (place * bits) & ((1 << bits) - 1) for place in range(each)]
         raw = np.stack(parts, axis=1).reshape(-1)
-    return _centred(INTEGERS, raw, bits, width, signed)
+    return centred(INTEGERS, raw, bits, width, signed)
 
 
 def _bit_planes(data: bytes, bits: int, width: int) -> Taken:
     planes = np.unpackbits(np.frombuffer(data, np.uint8).reshape(bits, -1), axis=1, bitorder="little")
     unsigned = (planes * (1 << np.arange(bits, dtype=np.uint8))[:, None]).sum(axis=0, dtype=np.uint8)
     counts = np.bincount(unsigned, minlength=1 << bits)
-    return _centred(PLANES, unsigned, bits, width, bool(counts[0] > counts[1 << (bits - 1)]))
+    return centred(PLANES, unsigned, bits, width, bool(counts[0] > counts[1 << (bits - 1)]))
 
 
-def _centred(kind: int, raw: np.ndarray, bits: int, width: int, signed: bool) -> Taken:
+def centred(kind: int, raw: np.ndarray, bits: int, width: int, signed: bool) -> Taken:
     """Symbols with zero in the middle, so that tensors share tables; levels are distances from it.
 
     Of unsigned numbers, zero is what most are, as in sparse codebooks, or else the middle if their mean is about there.

@@ -72,7 +72,7 @@ def rounds(step: Step) -> bool:
 
 def trains(step: Step) -> bool:
     """Whether a step learns from samples."""
-    return step.method == "train_quantized"
+    return step.method == "train_weights" or step.config.get("solver") == "train"
 
 
 def plan_from_yaml(text: str | bytes, source: str = "plan.yaml") -> Plan:

@@ -1,4 +1,4 @@
-"""Schooling: how long a quantized model is trained; and the school, which has the samples and the teacher."""
+"""Schooling: how long a compressed model is trained; and the school, which has the samples and the teacher."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEAST = {"epochs": 1, "samples": 0, "batch": 1, "seed": 0}
 
 
 class Schooling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The options of the pass `train_quantized`.
+    """The options of the pass `train_weights`, and of `constrain_weights` with solver train.
 
     Attributes:
         epochs: times that the training samples are seen; the one that validates best is kept.
@@ -40,11 +40,11 @@ class Schooling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
             if getattr(self, name) < least:
-                raise OptionError(f"train_quantized: {name} is {getattr(self, name)}; allowed is {least} or more")
+                raise OptionError(f"schooling: {name} is {getattr(self, name)}; allowed is {least} or more")
 
 
 class School(Protocol):
-    """Where quantized models are trained; `gossamer.training.school` has it."""
+    """Where compressed models are trained; `gossamer.training.school` has it."""
 
     def fit(self, model: Model, seconds: float) -> Schooling | None:
         """The schooling that so many seconds suffice for, if they suffice for any."""

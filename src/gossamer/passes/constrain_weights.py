@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -43,6 +43,7 @@ from gossamer.graph.weight_uses import OPERATORS, Found, computes_with_constant,
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Scope
 from gossamer.nouns.prediction import Prediction
+from gossamer.nouns.schooling import Schooling
 from gossamer.passes.contract import Result, check_names, in_scope, nodes_in_scope
 from gossamer.solvers.contract import Solved
 from gossamer.solving import NO_RATE, Answer, Solver, alike, solve_all
@@ -64,18 +65,26 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         constraint: what form weights must take, as text: `grid:4`; see `constraints.contract`.
         by_layer: node, by name or pattern -> a constraint of its own; a name counts before patterns, the first of them.
-        solver: how they get there: at the least loss to the layer's output, or to the nearest point.
+        solver: how they get there: at the least loss to the layer's output; to the nearest point; or at the least loss
+            and then trained by the original, all in one, until its outputs are right again.
         sequential: for second_order: stage by stage, behind what is compressed already, towards the float outputs.
         form: the nodes that make floats of integers on a grid, see `graph.grid_form`.
         embeddings: also the tables of Gather.
+        schooling: for train: how long, see `train_weights`.
     """
 
     constraint: str = "grid:8"
     by_layer: dict[str, str] = {}
-    solver: Solver = "second_order"
+    solver: Literal[Solver, "train"] = "second_order"
     sequential: bool = False
     form: grid_form.Wish = "fastest"
     embeddings: bool = True
+    schooling: Schooling = Schooling()
+
+    @property
+    def first_solver(self) -> Solver:
+        """What moves weights into the constraint, before any training."""
+        return "second_order" if self.solver == "train" else self.solver
 
     def text_of(self, node: str) -> str:
         """The constraint of a node."""
@@ -133,12 +142,12 @@ def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None)
     def is_stored(weight: ir.Value, solved: Solved) -> bool:
         return not _obstacle_in_form(found.uses[weight][0], solved.form)
 
-    answers = solve_all(model, found.uses, aims, config.solver, evidence, config.sequential, is_stored)
+    answers = solve_all(model, found.uses, aims, config.first_solver, evidence, config.sequential, is_stored)
     for weight, uses in list(found.uses.items()):
         if reason := _obstacle_in_form(uses[0], answers[weight].solved.form):
             found.leave(weight, reason)
     predicted = tuple(
-        _prediction(weight, uses[0], answers[weight], aims[weight], config.solver)
+        _prediction(weight, uses[0], answers[weight], aims[weight], config.first_solver)
         for weight, uses in found.uses.items()
     )
     for weight, readers in _stored_together(found, aims):
@@ -149,6 +158,9 @@ def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None)
     drop_unused(clone.ir)
     changed = replace(clone, reference=model.reference or model)
     notes = (*notes, *_notes_of_solver(predicted, config, None if evidence is None else len(evidence.samples)))
+    if config.solver == "train":
+        changed, note = _trained(model, changed, config, scope, evidence)
+        notes = (*notes, f"constrain_weights: {note}")
     return Result(changed, True, notes, _new_types(model, clone), predicted)
 
 
@@ -189,6 +201,22 @@ def _ensure_sparse(result: Result, aims: Mapping[str, Sparse]) -> None:
         aim = aims[uses[0].node.name or ""]
         if not aim.contains(uses[0].to_matrix(np.asarray(constant(weight))), uses[0].k_shape):
             raise CandidateError(f"{weight.name} is not {as_text(aim)}, as promised")
+
+
+def _trained(before: Model, model: Model, config: Config, scope: Scope, evidence: Evidence | None) -> tuple[Model, str]:
+    """The model with what the nodes of the scope read trained, and what is to be said of it; new nodes belong to it.
+
+    Raises:
+        OptionError: there are no samples to learn from.
+        ModelError, CandidateError: see `nouns.schooling.School.train`.
+    """
+    if evidence is None:
+        raise OptionError("constrain_weights: solver train needs samples to learn from; give --train-data")
+    known = {node.name for node in before.ir.graph}
+    inside = (node.name or "" for node in model.ir.graph if node.name not in known or in_scope(scope, node))
+    nodes = None if scope == Scope() else frozenset(inside)
+    trained, note = evidence.trained(model, config.schooling, nodes, "constrain_weights: solver train")
+    return replace(trained, reference=model.reference), note
 
 
 # --- what is constrained
@@ -305,7 +333,7 @@ def _notes_of_left(found: Found) -> tuple[str, ...]:
 def _notes_of_solver(predicted: Sequence[Prediction], config: Config, samples: int | None) -> list[str]:
     """What the solver could not do, in a line for each reason."""
     notes = []
-    if config.solver == "second_order":
+    if config.first_solver == "second_order":
         notes = [_note(reason, predicted) for reason in dict.fromkeys(each.reason for each in predicted) if reason]
         sources = sorted({each.source for each in predicted} - {"", "samples"})
         notes += [f"constrain_weights: second moments from {source}, not from samples" for source in sources]

@@ -24,7 +24,7 @@ DOING = {
     "store_float16": "Storing the rest as float16",
     "quantize_dynamic": "Integers with ranges found while running",
     "fuse_attention": "Attention as one operator",
-    "train_quantized": "Training with the integers",
+    "train_weights": "Training with the integers",
 }
 
 

@@ -1,8 +1,8 @@
-"""Quantization-aware training: integers and steps move until the network's outputs are right again.
+"""Training within the form that weights have: integers, tables and the rest move until the outputs are right again.
 
-What rounds is what `quantize_static` put there, and stays there; training happens in a twin of the graph (see
-`training.twin`) that computes what the runtime computes. The samples, the teacher and torch are those of the
-`School` that the evidence names, so that this file needs none of them.
+What rounds is what the steps before put there, and stays there; training happens in a twin of the graph (see
+`training.twin`) that computes what the runtime computes. Zeros stay zeros, and shared values shared. The samples, the
+teacher and torch are those of the `School` that the evidence names, so that this file needs none of them.
 
 Source: Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only
 inference"; learned steps: Esser et al. 2020, "Learned step size quantization".
@@ -38,25 +38,26 @@ def requires(model: Model, config: Config, scope: Scope) -> None:
 
 
 def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None) -> Result:
-    """Train what the nodes in the scope read; what has no stored integers, or gains nothing, comes back as it is.
+    """Train what the nodes in the scope read; what is all in float, or gains nothing, comes back as it is.
 
     Raises:
         OptionError: there are no training samples.
         ModelError: an operator has no gradient, or no counterpart in torch.
         CandidateError: the loss became NaN, or memory does not suffice.
     """
-    if not any(node.op_type == "DequantizeLinear" and integers_behind(node) for node in model.ir.graph):
-        return Result(model, False, ("train_quantized: no weight is stored in integers behind DequantizeLinear",))
+    if model.reference is None and not any(integers_behind(node) for node in model.ir.graph):
+        return Result(model, False, ("train_weights: no step before gave weights another form",))
+    if any(value.dtype == ir.DataType.FLOAT16 for value in model.ir.graph.initializers.values()):
+        return Result(model, False, ("train_weights: what is stored in float16 is not trained",))
     nodes = None if scope == Scope() else frozenset(node.name or "" for node in model.ir.graph if in_scope(scope, node))
     if nodes is not None and not nodes:
         return Result(model, False)
-    school = None if evidence is None else evidence.school
-    if school is None:
-        raise OptionError("train_quantized needs samples to learn from; give --train-data")
-    trained, note = school.train(model, config, nodes)
+    if evidence is None:
+        raise OptionError("train_weights needs samples to learn from; give --train-data")
+    trained, note = evidence.trained(model, config, nodes, "train_weights")
     if trained is model:
-        return Result(model, False, (f"train_quantized: {note}",))
-    return Result(replace(trained, reference=model.reference), True, (f"train_quantized: {note}",))
+        return Result(model, False, (f"train_weights: {note}",))
+    return Result(replace(trained, reference=model.reference), True, (f"train_weights: {note}",))
 
 
 def ensures(before: Model, result: Result, config: Config) -> None:

@@ -28,6 +28,7 @@ from gossamer.planning.rate_ladder import ladder
 BITS: tuple[Bits, ...] = (2, 3, 4, 5, 6, 8)
 ENTRIES = (4, 8, 16, 32)  # of codebooks, which lose less than grids of as many bits in about half of all layers
 MENU: tuple[Constraint, ...] = (*(Grid(bits) for bits in BITS), *(Codebook(entries) for entries in ENTRIES))
+THIN = (1 / 8, 1 / 4, 1 / 2)  # of the weights: factors on a grid of 4 bits, below what 2 bits a weight reach
 CONFIG: dict[str, Any] = {"solver": "second_order", "form": "cast"}
 FIRST_RATIO = 1 / 6  # of the float bytes: where weights of some five bits lead, and most nets keep their accuracy
 FIRST_ARCHIVE_RATIO = 1 / 12  # the same of archives, where weights take some three bits then
@@ -131,7 +132,7 @@ def weigh(model: Model, evidence: Evidence, memo: Memo, budget_s: float = LEDGER
         ModelError, DataError, CandidateError: see `planning.ledger.ledger`.
     """
     clean = run_plan(CLEAN, model, evidence, memo).model
-    entries = ledger(clean, evidence, each(MENU), budget_s=min(LEDGER_S, budget_s))
+    entries = ledger(clean, evidence, each(MENU, THIN), budget_s=min(LEDGER_S, budget_s))
     other_bytes = len(to_bytes(clean)) - sum(entry.options[0].stored_bytes for entry in entries)
     return Ledger(entries, CLEAN, clean, other_bytes)
 

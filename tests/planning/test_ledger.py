@@ -77,6 +77,45 @@ def test_every_weight_has_its_options_and_a_measured_gain() -> None:
     assert gain["b"] < 0.5 * gain["c"]  # the skip is most of what follows
 
 
+def test_factors_of_low_rank_reach_fewer_bytes_than_any_grid() -> None:
+    entries = ledger(net(), evidence(), each(CONSTRAINTS, thin=(1 / 4, 1 / 2)))
+    ranks = {
+        one.weight: [as_text(o.constraint) for o in one.options if o.constraint and "low_rank" in as_text(o.constraint)]
+        for one in entries
+    }
+    assert ranks == {  # a is 8 x 16, b 16 x 16, c 16 x 4; a rank of r takes r (rows + columns) numbers
+        "a": ["low_rank:1+grid:4", "low_rank:2+grid:4"],
+        "b": ["low_rank:2+grid:4", "low_rank:4+grid:4"],
+        "c": ["low_rank:1+grid:4"],
+    }
+    for one in entries:
+        noise, sizes = one.noise_ratios(), [option.stored_bytes for option in one.options]
+        last = [at for at, o in enumerate(one.options) if o.constraint and "low_rank" in as_text(o.constraint)]
+        assert (np.diff(noise[last]) < 0).all() and min(sizes) == sizes[last[0]]
+
+
+def test_recurrent_weights_are_not_taken_apart() -> None:
+    rng, kind = np.random.default_rng(0), ir.TensorType(ir.DataType.FLOAT)
+    shapes = {"w": (1, 64, 12), "r": (1, 64, 16)}
+    weights = {
+        name: ir.Value(
+            name=name,
+            shape=ir.Shape(shape),
+            type=kind,
+            const_value=ir.tensor(rng.normal(size=shape).astype(np.float32), name=name),
+        )
+        for name, shape in shapes.items()
+    }
+    x = ir.Value(name="x", shape=ir.Shape([5, "n", 12]), type=kind)
+    y = ir.Value(name="y", shape=ir.Shape([5, 1, "n", 16]), type=kind)
+    cell = ir.node("LSTM", [x, *weights.values()], {"hidden_size": 16}, outputs=[y], name="cell")
+    graph = ir.Graph([x], [y], nodes=[cell], initializers=list(weights.values()), opset_imports={"": 17}, name="g")
+    data = Evidence(samples_from_arrays({"x": rng.normal(size=(5, 8, 12)).astype(np.float32)}))
+    entries = ledger(Model(ir.Model(graph, ir_version=8), "g"), data, each([Grid(4)], thin=(1 / 2,)))
+    assert {one.weight for one in entries} == {"w", "r"}
+    assert all([option.constraint for option in one.options] == [None, Grid(4)] for one in entries)
+
+
 def test_predicted_noise_is_close_to_what_is_measured_on_other_samples() -> None:
     model, known = net(), evidence()
     entries = ledger(model, known, each(CONSTRAINTS))

@@ -16,7 +16,11 @@ import numpy as np
 
 from gossamer.arith.forms import floats_of
 from gossamer.arith.moments import Moments, loss
+from gossamer.constraints.composed import Composed
 from gossamer.constraints.contract import Constraint
+from gossamer.constraints.grid import Grid
+from gossamer.constraints.low_rank import LowRank
+from gossamer.graph import factored_form
 from gossamer.graph.weight_matrix import WeightMatrix
 from gossamer.graph.weight_uses import OPERATORS, read_alike, weight_uses
 from gossamer.measuring.evidence import Evidence
@@ -87,19 +91,28 @@ def ledger(
         late = clock() - begin > 0.75 * budget_s
         solve = None if late else partial(solved_once, evidence, model, weight)
         found = offer(matrix_of(uses[weight][0]), moments[weight], uses[weight][0].k_shape, solve, solved)
+        found = tuple(option for option in found if not _is_whole(uses[weight], option.constraint))
         solved.append(Entry(weight, tuple(use.node.name or "" for use in uses[weight]), found))
     by_weight = {entry.weight: entry for entry in solved}
     entries = [by_weight[weight] for weight in uses]
     return _with_gains(entries, uses, moments, model, evidence, begin + budget_s - clock(), clock)
 
 
-def each(constraints: Sequence[Constraint]) -> Offer:
-    """An offer of these constraints to every weight, as far as they can apply to its shape."""
+def each(constraints: Sequence[Constraint], thin: Sequence[float] = (), then: Grid = Grid(4)) -> Offer:  # noqa: B008
+    """An offer of these constraints to every weight, as far as they can apply to its shape.
+
+    Args:
+        thin: and of factors of low rank, of so great a share of the weights that they stand for.
+        then: the grid of the factors.
+    """
 
     def offer(
         w_GOK: np.ndarray, moments: Moments, k_shape: tuple[int, ...], solve: Solve | None, solved: Sequence[Entry]
     ) -> tuple[Option, ...]:
-        found = options(w_GOK, constraints, moments, solve or nearest.solve, k_shape)
+        _, rows, columns = w_GOK.shape
+        ranks = dict.fromkeys(int(share * rows * columns / (rows + columns)) for share in thin)
+        thinner = [Composed(LowRank(rank), then) for rank in ranks if rank > 0]
+        found = options(w_GOK, (*constraints, *thinner), moments, solve or nearest.solve, k_shape)
         return found if solve else _estimated(found, solved)
 
     return offer
@@ -110,6 +123,12 @@ def uses_of(model: Model, skip: Sequence[str] = ()) -> dict[str, list[WeightMatr
     nodes = (node for node in model.ir.graph if node.op_type in OPERATORS and node.name not in skip)
     found = weight_uses(nodes, embeddings=True).uses
     return {weight.name or "": readers for weight, readers in found.items() if read_alike(readers)}
+
+
+def _is_whole(uses: Sequence[WeightMatrix], constraint: Constraint | None) -> bool:
+    """Whether a weight would stay whole that was to be taken apart."""
+    apart = isinstance(constraint, Composed) and isinstance(constraint.first, LowRank)
+    return apart and bool(factored_form.obstacle(uses))
 
 
 def _estimated(found: Sequence[Option], solved: Sequence[Entry]) -> tuple[Option, ...]:

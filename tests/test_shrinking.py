@@ -24,7 +24,7 @@ from gossamer.nouns.samples import samples_from_arrays
 from gossamer.passes.contract import run_plan
 from gossamer.planning import rate_ladder
 from gossamer.planning.limits import Attempt
-from gossamer.shrinking import Ledger, shrink, weigh, weigh_archives
+from gossamer.shrinking import MOST_TRAINED, Ledger, shrink, train_smaller, weigh, weigh_archives
 
 
 def net() -> Model:
@@ -93,6 +93,26 @@ def test_limits_that_nodes_put_out_of_reach_do_not_end_the_search(found: Ledger)
         found.within(found.least_bytes)
     smallest = float(re.findall(r"the smallest is ([\d,]+)", str(told.value))[0].replace(",", ""))
     assert size_of(least) <= 1.05 * smallest
+
+
+def test_what_is_smaller_than_all_that_held_is_trained_by_bisection(found: Ledger) -> None:
+    tried: list[float] = []
+
+    def attempt(plan: Plan) -> Attempt:
+        assert plan.name.endswith(", in order")
+        tried.append(size_of(plan))
+        return Attempt(tried[-1], tried[-1] > 8_000)
+
+    train_smaller(found, 15_000.0, None, attempt)
+    assert len(tried) == MOST_TRAINED and tried[0] <= 0.7 * 15_000
+    assert tried[1] < 8_000 < tried[0] and tried[1] < tried[2] < tried[0]
+
+
+def test_training_begins_at_a_limit_that_nothing_held_and_ends_where_it_fails(found: Ledger) -> None:
+    tried: list[float] = []
+    train_smaller(found, None, 9_000, lambda plan: tried.append(size_of(plan)) or Attempt(tried[-1], False))
+    assert len(tried) == 1 and 6_000 < tried[0] <= 9_000
+    train_smaller(found, 1_000.0, None, lambda plan: pytest.fail("below what any allocation reaches"))
 
 
 def test_the_demo_network_becomes_eight_times_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ BENCH := .venv-bench
 FUZZ := .venv-fuzz
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
-.PHONY: demo test test-doors test-operators lint bench bench-peers bench-cost bench-ranges bench-speed bench-second-order bench-archive bench-download bench-training fuzz clean
+.PHONY: demo test test-doors test-operators lint bench bench-peers bench-cost bench-ranges bench-speed bench-second-order bench-archive bench-download bench-training bench-records fuzz clean
 .DEFAULT_GOAL := demo
 
 demo: $(LIGHT)/installed
@@ -40,7 +40,7 @@ test-doors: $(DOORS)/installed
 test-operators: $(FULL)/installed
 	GOSSAMER_OPERATORS=1 $(FULL)/bin/python -m pytest -q tests/training_gallery
 
-bench: bench-peers bench-cost bench-ranges bench-speed bench-second-order bench-archive bench-download bench-training
+bench: bench-peers bench-cost bench-ranges bench-speed bench-second-order bench-archive bench-download bench-training bench-records
 
 bench-peers: $(BENCH)/installed
 	$(BENCH)/bin/python bench/peers_table.py
@@ -66,6 +66,8 @@ bench-download: $(BENCH)/installed
 bench-training: $(BENCH)/installed
 	$(BENCH)/bin/python bench/training.py
 
+bench-records: $(BENCH)/installed
+	$(BENCH)/bin/python bench/records.py
 
 fuzz: $(FUZZ)/installed
 	PYTHONPATH=src:. $(FUZZ)/bin/python fuzz/fuzz_reader.py --seconds $(FUZZ_SECONDS)

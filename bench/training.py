@@ -1,6 +1,6 @@
 """What training gains: quantization-aware training, students, torchao beside it; a published network without labels.
 
-    python bench/training.py [--parts nets,peer,students,lite0] [--nets demo,resnet8] [--bits 8,4,3,2] [--seeds 3]
+    python bench/training.py [--parts nets,peer,students,losses,lite0] [--nets demo,resnet8] [--bits 8,4,3,2]
 
 - nets: Fashion-MNIST (55,000 images train, 5,000 choose epochs and rates, 10,000 are looked at once), networks trained
   from each seed; post-training quantization in so many bits of weights with activations in 8, and the same files
@@ -8,6 +8,7 @@
 - peer: torchao's PT2E quantization-aware training from the same float networks: same images and their labels besides,
   same soft labels, optimizer, epochs and rates to choose from. Its files are what its own export gives, in onnxruntime.
 - students: a ResNet-8 of half the width, trained from nothing: alone, and with each loss from the larger one.
+- losses: the same student by a MobileNet-like teacher, each loss of distillation, sorted (`training_losses.py`).
 - lite0: EfficientNet-Lite0 with weights in 4 bits, trained on Tux Paint's unlabelled cut-outs by its float self.
 
 Rates are chosen with the first seed, for networks at 4 bits, and serve all bits and seeds. All accuracies are of files
@@ -27,6 +28,7 @@ import numpy as np
 
 import judge
 import training_lite0
+import training_losses
 import training_nets
 from gossamer.errors import GossamerError
 from gossamer.measuring.intervals import student_t
@@ -81,6 +83,8 @@ def main() -> None:
             print_net(net, effort, parts, arguments)
     if "students" in parts:
         print_students(effort, arguments)
+    if "losses" in parts:
+        training_losses.print_table(effort, arguments.seeds, arguments.quick)
     if "lite0" in parts:
         training_lite0.print_table(arguments.quick, arguments.seconds)
 
@@ -226,7 +230,7 @@ def print_steps(case: Case, bits: int) -> None:
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default="nets,peer,students,lite0")
+    parser.add_argument("--parts", default="nets,peer,students,losses,lite0")
     parser.add_argument("--nets", default="demo,resnet8", help=f"of {', '.join(training_nets.NETS)}")
     parser.add_argument("--bits", default="8,4,3,2", help="of weights")
     parser.add_argument("--seeds", type=int, default=3)

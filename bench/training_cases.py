@@ -145,25 +145,32 @@ def our_steps(case: Case, bits: int) -> dict[str, float]:
     return training_peer.in_turns(net, module, part.image, part.labels, taught)
 
 
-def student(case: Case, losses: Sequence[str], rate: float, teacher: Path | None) -> Made:
-    """A network trained from nothing by Gossamer, in ONNX from the start; norms are folded in the end."""
-    effort = case.effort
-    options = Options(
-        epochs=effort.student_epochs, batch=STUDENT_BATCH, rate=rate, seed=case.seed, device="cpu", decay=5e-4
-    )
+def begun(net: str, seed: int) -> Path:
+    """A network before training, with its norms, in ONNX."""
 
     def fill(folder: Path) -> None:
-        net = training_nets.build(case.net, case.seed)
-        save(gossamer.load_torch(net, torch.zeros(2, 1, 28, 28), keep_batchnorm=True), folder / "model.onnx")
+        module = training_nets.build(net, seed)
+        save(gossamer.load_torch(module, torch.zeros(2, 1, 28, 28), keep_batchnorm=True), folder / "model.onnx")
         write_facts(folder, {})
 
-    begun = made_once("begun", [case.net, case.seed, nets_script()], fill).path
+    return made_once("begun", [net, seed, nets_script()], fill).path
+
+
+def student(case: Case, losses: Sequence[str], rate: float, teacher: Path | None, batch: int = STUDENT_BATCH) -> Made:
+    """A network trained from nothing by Gossamer, in ONNX from the start; norms are folded in the end."""
+    effort = case.effort
+    options = Options(epochs=effort.student_epochs, batch=batch, rate=rate, seed=case.seed, device="cpu", decay=5e-4)
     samples, verify = part_file("train", effort.student_samples), part_file("validation", effort.validation)
-    made = trained_by("student", begun, samples, options, teacher, tuple(losses), verify)
-    folded = made.path.with_name("folded.onnx")
-    if not folded.exists():
-        save(run_plan(CLEAN, normalise(read(made.path))).model, folded)
-    return Made(folded, made.facts)
+    made = trained_by("student", begun(case.net, case.seed), samples, options, teacher, tuple(losses), verify)
+    return folded(made)
+
+
+def folded(made: Made) -> Made:
+    """With its norms folded into the layers before them."""
+    path = made.path.with_name("folded.onnx")
+    if not path.exists():
+        save(run_plan(CLEAN, normalise(read(made.path))).model, path)
+    return Made(path, made.facts)
 
 
 def trained_by(
@@ -174,6 +181,7 @@ def trained_by(
     teacher: Path | None,
     losses: tuple[str, ...] = (),
     verify: Path | None = None,
+    head: int | None = None,
 ) -> Made:
     """`train_model`, as `gossamer train` calls it; a tenth of the samples chooses the epoch.
 
@@ -184,7 +192,8 @@ def trained_by(
         GossamerError: it refuses.
     """
     files = [source, samples, *([] if teacher is None else [teacher]), *([] if verify is None else [verify])]
-    folder = _place(kind, [[digest_of(file) for file in files], teacher is None, repr(options), losses, code_digest()])
+    key = [[digest_of(file) for file in files], teacher is None, repr(options), losses, code_digest()]
+    folder = _place(kind, key if head is None else [*key, head])
     facts = folder / "facts.json"
     if not facts.exists():
         tell(f"{folder.name}: from {source.parent.name}, rate {options.rate or 'found'} {' '.join(losses)}")
@@ -198,6 +207,7 @@ def trained_by(
             options=options,
             data=verify,
             watch=Watch(say=tell),
+            head=head,
         )
         epochs = [epoch.right for epoch in summary.trained.epochs]
         told = {"cpu_s": time.process_time() - begin, "epochs": epochs, "best": summary.trained.best_epoch}

@@ -396,7 +396,7 @@ def test_constrain_without_samples_writes_a_model_and_a_plan(run: Run, good: tup
     [
         (("--constraint", "gird:4"), "there is no 'gird'"),
         (("--constraint", "shared"), "constrain_weights: no weight to put into shared"),
-        (("--constraint", "grid:4:rate=2"), "Expected `float` <= 1.0 for rate"),
+        (("--constraint", "grid:4:rate=2"), "the rate must be at most 1; allowed are 2 to 8 or 16 bits"),
         (("--constraint", "grid:4:rate=1e-6", "--solver", "nearest"), "the solver nearest knows no loss to weigh bits"),
         (("--constraint", "grid:4", "--layers", "conv9"), "scope 'conv9' matches no node of net.onnx; did you mean"),
         (("--constraint", "low_rank:99", "--layers", "dense"), "cannot put node 'dense' into low_rank:99"),

@@ -33,7 +33,8 @@ def train(
         typer.Option(
             metavar="TEACHER",
             help="What to learn from besides labels, or instead: an ONNX model, or its outputs as .npy or .npz; "
-            "several with commas and weights (a.onnx,b.onnx:2); self for the model as it is.",
+            "several with commas and weights (a.onnx,b.onnx:2), or each for one output (digits=a.onnx,clothes=b.onnx); "
+            "self for the model as it is.",
             show_default=False,
         ),
     ] = None,
@@ -42,7 +43,8 @@ def train(
         typer.Option(
             metavar="A,B",
             help="Of hard_labels, soft_labels, features, outputs, attention, relations, similarities, contrast, "
-            "correlation, decoupled; each with a weight if you like, as in soft_labels:0.5,attention:2 "
+            "correlation, decoupled; each with a weight if you like, as in soft_labels:0.5,attention:2, "
+            "and of several outputs soft_labels@digits for one "
             "(docs/distillation.md). By default what suits: soft_labels with a teacher of classes, outputs with "
             "another, hard_labels with labels alone.",
         ),
@@ -62,10 +64,42 @@ def train(
             show_default=False,
         ),
     ] = "",
+    head: Annotated[
+        int | None,
+        typer.Option(min=2, help="Draw the last layer anew, for so many classes.", show_default=False),
+    ] = None,
+    rates: Annotated[
+        str,
+        typer.Option(
+            metavar="PATTERN:SHARE,...",
+            help="Shares of the learning rate by name of weight or layer, 0 freezes: 'layer1*:0,layer2*:0.1'; body is "
+            "all but the last layer (body:0), falling:0.8 is 0.8 for each layer on the way up. Later ones win.",
+            show_default=False,
+        ),
+    ] = "",
     activations: Annotated[
         Literal["uint8", "int8", "float"], typer.Option(help="What layers compute in behind a grid.")
     ] = "uint8",
-    rounds: Annotated[int, typer.Option(min=1, help="In which a ratio of zeros is reached.")] = 4,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="In which a ratio of zeros is reached; by default 4.", show_default=False),
+    ] = None,
+    removal: Annotated[
+        Literal["second_order", "gradual", "movement", "rigl"],
+        typer.Option(
+            help="How zeros come about: at the least error of what layers compute, in rounds; or while the rest is "
+            "trained, by size (gradual), by where weights move (movement), or dropped and grown (rigl)."
+        ),
+    ] = "second_order",
+    penalty: Annotated[
+        str,
+        typer.Option(
+            metavar="A:STRENGTH,...",
+            help="What weights cost by themselves: lasso, group_lasso, mixture (values that gather), rate (the bits "
+            "that integers take in an archive), as in lasso:0.1 or rate:0.2.",
+            show_default=False,
+        ),
+    ] = "",
     data: Annotated[
         str | None,
         typer.Option(
@@ -125,6 +159,8 @@ def train(
         gossamer train small.onnx --train-data photos.npz --teacher big.onnx --loss soft_labels,features
 
         gossamer train model.onnx --train-data photos.npz --constraint grid:4
+
+        gossamer train clothes.onnx --train-data digits.npz --head 10 --rates body:0.1
     """
     with reporting() as console:
         try:
@@ -162,6 +198,7 @@ def train(
                 precision=precision,
                 devices=devices,
                 accumulate=accumulate,
+                rates=rates,
             ),
             data,
             data_options(size, resize, mean, std, scale, layout, channels),
@@ -170,6 +207,9 @@ def train(
             constraint,
             activations,
             rounds,
+            head,
+            removal,
+            tuple(part.strip() for part in penalty.split(",") if part.strip()),
         )
         if json:
             console.give(msgspec.json.encode(summary))

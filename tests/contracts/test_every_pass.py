@@ -271,9 +271,25 @@ def constants() -> tuple[Graph, Samples]:
     return graph, Samples({"x": normal(6)}, None, np.arange(SAMPLES))
 
 
+def pruned() -> tuple[Graph, Samples]:
+    """Fully connected layers of which half the hidden channels have no reader."""
+    rng = np.random.default_rng(9)
+    read = rng.normal(0, 0.4, (4, 12)).astype(np.float32)
+    read[:, ::2] = 0
+    graph = Graph(
+        """pruned (float[N,10] x) => (float[N,4] y) {
+            a = Gemm<transB=1>(x, w1, c1)
+            b = Relu(a)
+            y = Gemm<transB=1>(b, w2, c2)
+        }""",
+        **{"w1": (12, 10), "c1": (12,), "w2": read, "c2": (4,)},
+    )
+    return graph, samples_from_arrays({"x": normal(10)})
+
+
 GALLERY: dict[str, Callable[[], tuple[Graph, Samples]]] = {
     build.__name__: build
-    for build in (residual, depthwise, mlp, attention, heads, ragged, branches, tied, recurrent, constants)
+    for build in (residual, depthwise, mlp, attention, heads, ragged, branches, tied, recurrent, constants, pruned)
 }
 
 

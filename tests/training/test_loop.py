@@ -259,6 +259,12 @@ def test_a_graph_without_float_weights_is_refused() -> None:
         train(job(module))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_in_16_bits_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(ModelError, match=f"little: weight 0.weight is {str(dtype)[6:]}, in which small steps vanish"):
+        train(job(network().to(dtype)))
+
+
 def test_a_layer_that_lets_no_gradient_through_is_named() -> None:
     graph = """g (float[N,8] x) => (float[N,3] y) {
         h = MatMul(x, first)

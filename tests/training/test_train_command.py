@@ -88,7 +88,7 @@ def test_the_file_computes_what_was_trained_and_keeps_names(tmp_path: Path, unla
     assert summary.samples == (240, 30, 30)
     assert summary.accuracy.metric == "agreement"
     assert summary.accuracy.result > summary.accuracy.original + 0.2
-    assert summary.losses == ("SoftLabels",)
+    assert summary.losses == ("soft_labels",)
     changed = read(summary.artifact).ir.graph.initializers["first"].const_value
     assert not np.array_equal(changed.numpy(), student.ir.graph.initializers["first"].const_value.numpy())
 
@@ -96,7 +96,7 @@ def test_the_file_computes_what_was_trained_and_keeps_names(tmp_path: Path, unla
 def test_labels_alone_teach_too(tmp_path: Path, unlabelled: Any) -> None:
     labels = open_session(network(8)).run(unlabelled)[0].argmax(1)
     summary = train_model(network(16, seed=2), {**unlabelled, "labels": labels}, tmp_path, options=QUICK)
-    assert summary.losses == ("HardLabels",)
+    assert summary.losses == ("hard_labels",)
     assert summary.accuracy.metric == "top1"
     assert summary.accuracy.result > summary.accuracy.original + 0.2
 
@@ -126,7 +126,7 @@ def test_features_teach_beside_outputs_and_leave_no_trace_in_the_file(tmp_path: 
     data = {"x": np.random.default_rng(1).standard_normal((60, 5, 4)).astype(np.float32)}
     wanted = Distillation(("outputs", "features"))
     summary = train_model(student, data, tmp_path, teacher, wanted, QUICK)
-    assert summary.losses == ("Outputs", "Features")
+    assert summary.losses == ("outputs", "features")
     assert summary.trained.epochs[-1].validation_loss < summary.trained.epochs[0].validation_loss
     assert list(open_session(Path(summary.artifact)).outputs) == ["y"]
 

@@ -12,7 +12,6 @@ from gossamer.archive.reader import INTEGERS
 from gossamer.archive.symbols import Symbols, centred
 from gossamer.archive.tables import OPTIONS, code_lengths, smoothed, written
 
-
 UNSEEN = 0.01  # of the mean count of a table's symbols: what is added to each
 
 

@@ -44,6 +44,17 @@ ALLOWED = {
     "shared": "no options: shared",
 }
 
+WORDS = {  # fields as people say them
+    "k": "entries",
+    "granularity": "the size of a group",
+    "energy_ratio": "the share of the energy",
+    "ratio": "the ratio",
+    "rank": "the rank",
+    "rate": "the rate",
+    "dimension": "the dimension",
+}
+BOUNDS = {"<": "below", "<=": "at most", ">": "above", ">=": "at least"}
+
 
 def constraint_from_text(text: str) -> Constraint:
     """Read a constraint from a line such as "grid:4:group=64"; `as_text` writes it.
@@ -55,6 +66,8 @@ def constraint_from_text(text: str) -> Constraint:
     if len(parts) == 1:
         return parts[0]
     first, then = parts[0], parts[1]
+    if len(parts) == 2 and type(first) is type(then):
+        raise OptionError(f"constraint {text!r}: {_contradiction(first, then)}; give the one that is meant")
     if len(parts) > 2 or not isinstance(first, Sparse | LowRank) or not isinstance(then, Grid | Codebook):
         raise OptionError(
             f"constraint {text!r}: two can be joined: sparse and then grid or codebook, or low_rank and then grid; "
@@ -64,6 +77,18 @@ def constraint_from_text(text: str) -> Constraint:
         return Composed(first, then)
     except OptionError as error:
         raise OptionError(f"constraint {text!r}: {error}") from None
+
+
+def _contradiction(first: Constraint, then: Constraint) -> str:
+    """What two constraints of one kind cannot both have."""
+    if isinstance(first, Sparse) and isinstance(then, Sparse):
+        shares = " and ".join(f"{100 * _zeros(each):g} %" for each in (first, then))
+        return f"both say which weights of a tensor are zero, {shares} of them"
+    return f"a tensor cannot be {as_text(first)} and {as_text(then)} at once"
+
+
+def _zeros(sparse: Sparse) -> float:
+    return (sparse.ratio or 0.0) if sparse.pattern is None else 1 - sparse.pattern[0] / sparse.pattern[1]
 
 
 def as_text(constraint: Constraint) -> str:
@@ -111,9 +136,21 @@ def _single(part: str, text: str) -> Grid | Sparse | Codebook | LowRank | Shared
             fields, Grid | Sparse | Codebook | LowRank | Shared
         )
     except (ValueError, OptionError) as error:  # msgspec's ValidationError is a ValueError
-        said = re.sub(r" - at `\$\.(\w+)`", r" for \1", " ".join(str(error).split()))
-        raise OptionError(f"constraint {text!r}: {said}; allowed are {ALLOWED[name]}") from None
+        raise OptionError(f"constraint {text!r}: {_in_words(str(error))}; allowed are {ALLOWED[name]}") from None
     return constraint
+
+
+def _in_words(said: str) -> str:
+    """What is wrong with a value, in the words that constraints are written in."""
+    said = " ".join(said.split())
+    wrong = re.fullmatch(r"Invalid enum value (\S+) - at `\$\.(\w+)`", said)
+    if wrong:
+        return f"{WORDS.get(wrong[2], wrong[2])} cannot be {wrong[1]}"
+    bound = re.fullmatch(r"Expected `\w+` ([<>]=?) (\S+) - at `\$\.(\w+)`", said)
+    if bound:
+        return f"{WORDS.get(bound[3], bound[3])} must be {BOUNDS[bound[1]]} {bound[2].removesuffix('.0')}"
+    missing = re.fullmatch(r"Object missing required field `(\w+)`", said)
+    return f"it does not say how many {WORDS.get(missing[1], missing[1])}" if missing else said
 
 
 def _fields(name: str, words: list[str]) -> dict[str, Any]:

@@ -148,7 +148,17 @@ def _table(node: ir.Node) -> tuple[WeightMatrix, ...] | str:
 
 def _matrix(node: ir.Node, slot: int) -> WeightMatrix:
     value = node.inputs[slot]
-    shape = np.asarray(constant(value)).shape
+    split, order = layout(node, slot, np.asarray(constant(value)).shape)
+    return WeightMatrix(node, slot, value, split, order)  # type: ignore[arg-type]  # the caller saw the constant
+
+
+def layout(node: ir.Node, slot: int, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """How the axes of a weight of this shape, constant or not, make (G, O, K): see `WeightMatrix` split and order.
+
+    Args:
+        node: Conv, ConvTranspose, Gemm, MatMul, Gather, LSTM, GRU or RNN.
+        slot: where it reads the weight.
+    """
     groups = attribute_int(node, "group", 1)
     split = (1, *shape)
     swapped = node.op_type == "ConvTranspose" or (node.op_type == "MatMul" and slot == 1)
@@ -159,4 +169,4 @@ def _matrix(node: ir.Node, slot: int) -> WeightMatrix:
     elif node.op_type == "Gemm":
         swapped = not attribute_int(node, "transB", 0)
     order = (0, 2, 1, *range(3, len(split))) if swapped else tuple(range(len(split)))
-    return WeightMatrix(node, slot, value, split, order)  # type: ignore[arg-type]  # the caller saw the constant
+    return split, order

@@ -31,6 +31,7 @@ class Identity(msgspec.Struct, frozen=True):
         data, validation: SHA-256 of the samples, and of what the teacher gives for the first of them.
         losses: what is lessened, with shares.
         versions: of torch, as sums may differ from one to the next.
+        penalties, removal: what weights cost by themselves, and how some of them become zero.
     """
 
     model: str
@@ -39,6 +40,8 @@ class Identity(msgspec.Struct, frozen=True):
     losses: str
     options: Options
     versions: str
+    penalties: str = ""
+    removal: str = ""
 
 
 class Place(msgspec.Struct):
@@ -71,6 +74,8 @@ WORDS = {
     "validation": ("other validation data", "give the data that it was begun with"),
     "losses": ("other losses", "give the same losses"),
     "options": ("other options", "give the same options"),
+    "penalties": ("other penalties", "give the same penalties"),
+    "removal": ("another way to zeros", "give the same constraint and removal"),
     "versions": ("another version of torch", "go back to it"),
 }
 

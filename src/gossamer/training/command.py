@@ -15,25 +15,33 @@ from typing import Any
 import msgspec
 
 from gossamer.delivery import check_not_input, writable_folder
-from gossamer.errors import CandidateError, ModelError
+from gossamer.errors import CandidateError, ModelError, OptionError
+from gossamer.graph.new_head import with_new_head
 from gossamer.intake.binding import bind, cast_notes
 from gossamer.intake.normalise import normalise
 from gossamer.intake.onnx_file import read
 from gossamer.intake.samples import DataOptions, read_samples
 from gossamer.measuring.machine import available_cores
-from gossamer.measuring.metrics import Metric, choose_metric
+from gossamer.measuring.metrics import Metric, choose_metric, first_outputs
 from gossamer.nouns.facts import Accuracy
 from gossamer.nouns.model import Model, save, write_file
+from gossamer.nouns.samples import Samples
 from gossamer.runtimes.onnxruntime import open_session
 from gossamer.training.constraining import Activations
 from gossamer.training.holding_out import hold_out, keep_apart
 from gossamer.training.in_form import Course
 from gossamer.training.lessons import Lessons
 from gossamer.training.loop import Trained
-from gossamer.training.measured import measure
+from gossamer.training.lower import lower
+from gossamer.training.measured import Gained, measure
 from gossamer.training.options import Options
+from gossamer.training.rates import set_rates
+from gossamer.training.sparsity.chosen import Removal
 from gossamer.training.stages import STAGE, Formed, check_formed, in_stages
-from gossamer.training.teaching import Distillation, Parts, Student, teach
+from gossamer.training.tasks import Task, heads_of
+from gossamer.training.teacher import voices_of
+from gossamer.training.teaching import SELF, Distillation, Parts, Student, teach
+from gossamer.training.twin import twin
 from gossamer.training.watching import Watch
 
 CHECKPOINT = ".checkpoint.safetensors"
@@ -45,11 +53,12 @@ class Summary(msgspec.Struct, frozen=True):
     Attributes:
         artifact: the trained file.
         teacher: what it learned from; empty for labels alone.
-        losses: what was lessened.
+        losses: what was lessened, as it is spelled.
         constraint: what weights were moved into.
         samples: how many trained, chose the epoch, and verified.
         accuracy: before anything and after, of the files in onnxruntime, on samples that were in neither of the other
-            two: against the labels, or without any against the teacher.
+            two: against the labels, or without any against the teacher. Of several outputs that learned, the mean.
+        tasks: the same of each output, if several learned.
     """
 
     artifact: str
@@ -63,12 +72,15 @@ class Summary(msgspec.Struct, frozen=True):
     seconds: float
     notes: tuple[str, ...] = ()
     constraint: str = ""
+    tasks: dict[str, Accuracy] = msgspec.field(default_factory=dict)
 
     def line(self) -> str:
         """The outcome as a person reads it."""
         got, epoch = self.accuracy, self.trained.best_epoch
         kept = f"epoch {epoch}" if epoch else "nothing better than the beginning"
         kept += ", interrupted" if self.trained.interrupted else ""
+        each = [f"{name} {task.original:.2%} -> {task.result:.2%}" for name, task in self.tasks.items()]
+        kept = "; ".join([kept, ", ".join(each)]) if each else kept
         return (
             f"{self.artifact}: {got.metric} {got.original:.2%} -> {got.result:.2%} on {got.n} samples "
             f"(95 % of the gain: {-got.high:+.2%} to {-got.low:+.2%}), {kept}"
@@ -88,7 +100,10 @@ def train_model(
     watch: Watch = Watch(),  # noqa: B008
     constraint: str = "",
     activations: Activations = "uint8",
-    rounds: int = 4,
+    rounds: int | None = None,
+    head: int | None = None,
+    removal: Removal = "second_order",
+    penalties: tuple[str, ...] = (),
 ) -> Summary:
     """Train an ONNX model on labels, a teacher or both, and write it with what it gained into a folder.
 
@@ -96,14 +111,20 @@ def train_model(
         model: the student: a path, or whatever else `gossamer.load` takes.
         train_data: samples as `compress` takes them; labels are optional. A tenth chooses the epoch.
         out: gets model.onnx and training.json. A run that was killed goes on when it is started again the same way.
-        teacher: a path of an ONNX model or of its outputs (.npy, .npz), an `nn.Module`, or arrays.
+        teacher: a path of an ONNX model or of its outputs (.npy, .npz), an `nn.Module`, or arrays; or several, see
+            `teaching.teach`.
         data: other samples to verify the result on; by default another tenth of the first.
         metric: as for `compress`.
         constraint: what weights are to be, as `gossamer constrain` takes it: `grid:4`, `sparse:0.9`,
             `sparse:0.9+codebook:16`. They are moved there, and trained within it; without another teacher the model
             teaches that it was. A model that has its form already needs none.
         activations: what layers compute in behind a grid.
-        rounds: in which a ratio of zeros is reached, with a share of the epochs each.
+        rounds: in which a ratio of zeros is reached, with a share of the epochs each; None is four.
+        head: for how many classes the last layer is drawn anew before anything else; None keeps it.
+        removal: how weights become zero: second_order in rounds, at the least error of what layers compute; gradual,
+            movement or rigl in one run, while the others are trained.
+        penalties: what weights cost by themselves, each with its strength: `lasso:0.1`, `group_lasso:0.1`,
+            `mixture:0.01`, `rate:0.1`.
 
     Raises:
         InputError: the model, the teacher, the data, an option or the folder cannot be used.
@@ -111,16 +132,19 @@ def train_model(
         CandidateError: the loss became NaN, or memory does not suffice.
     """
     begin = perf_counter()
-    formed = Formed(constraint, rounds, activations)
+    formed = Formed(constraint, rounds, activations, removal, penalties)
     check_formed(formed, options)
     source, folder = read(model), writable_folder(out)
     check_not_input(source.path, folder)
     watch.say("reading the model and the data")
-    student, notes = _ready(source)
+    student, notes = _ready(source, head, options.seed)
+    if options.rates:  # before anything takes time
+        graph = twin(student.model)
+        watch.say(set_rates(lower(graph), graph, options.rates))
     parts, said = _samples(student, train_data, data, data_options, options.seed)
-    chosen = choose_metric(student.session, parts.verify, metric)
-    teacher = student.model if constraint and teacher is None else teacher
-    lessons = teach(student, parts, teacher, distillation, options, watch.say)
+    chosen = _metric(student, parts.verify, metric)
+    by = _teacher(teacher, student, bool(constraint), head is not None)
+    lessons = teach(student, parts, by, distillation, options, watch.say)
     fixed = student.session.static_batch
     course = Course(
         lessons.losses,
@@ -134,21 +158,22 @@ def train_model(
     watch.say("measuring the result")
     target = folder / "model.onnx"
     result = replace(outcome.model, path=None, reference=None)
-    accuracy = _measured(result, student, Lessons(parts.verify, lessons.verify), chosen)
+    gained = _measured(result, student, Lessons(parts.verify, lessons.verify), chosen, lessons.tasks)
     save(result, target)
     trained = outcome.trained
     summary = Summary(
         artifact=str(target),
         teacher=lessons.name,
-        losses=tuple(type(loss.loss).__name__ for loss in lessons.losses),
+        losses=lessons.words,
         options=outcome.options,
         distillation=distillation,
         samples=(len(parts.learn), len(parts.choose), len(parts.verify)),
         trained=trained,
-        accuracy=accuracy,
+        accuracy=gained.all,
         seconds=perf_counter() - begin,
         notes=tuple(dict.fromkeys((*notes, *said, *outcome.model.notes))),
         constraint=stage,
+        tasks=gained.each,
     )
     write_file(folder / "training.json", msgspec.json.format(msgspec.json.encode(summary), indent=2))
     if not trained.interrupted:  # else the same command goes on where it was
@@ -157,17 +182,32 @@ def train_model(
     return summary
 
 
-def _ready(source: Model) -> tuple[Student, tuple[str, ...]]:
+def _ready(source: Model, head: int | None, seed: int) -> tuple[Student, tuple[str, ...]]:
     """The model in the form that is trained, opened; and what that changed.
 
     Raises:
-        ModelError: it does not run.
+        OptionError, ModelError: it can get no such head; or it does not run.
     """
     prepared = normalise(source)
+    if head is not None:
+        prepared = with_new_head(prepared, head, seed)
     try:
         return Student(prepared, open_session(prepared, available_cores())), prepared.notes
     except CandidateError as error:
         raise ModelError(f"{source.name}: {error}; only a model that runs can be trained") from error
+
+
+def _teacher(given: Any, student: Student, constrained: bool, renewed: bool) -> Any:
+    """The teacher that was given; without one a model that is moved into a constraint teaches that it was.
+
+    Raises:
+        OptionError: it is the model itself, whose last layer is new.
+    """
+    if not renewed:
+        return student.model if constrained and given is None else given
+    if any(isinstance(voice.teacher, str) and voice.teacher == SELF for voice in voices_of(given)):
+        raise OptionError("teacher self knows nothing of the new classes; give another, or labels alone")
+    return given
 
 
 def _samples(
@@ -186,11 +226,24 @@ def _samples(
     return Parts(samples, learn, choose, verify, True), (*said, *notes)
 
 
-def _measured(result: Model, student: Student, verify: Lessons, metric: Metric) -> Accuracy:
+def _metric(student: Student, samples: Samples, asked: str | None) -> Metric:
+    """The metric that suits; of a model with several heads and whole numbers for labels it is top1.
+
+    Raises:
+        OptionError, DataError: see `choose_metric`.
+    """
+    labels = samples.labels
+    if labels is not None and labels.dtype.kind in "iu" and asked in (None, "top1"):
+        if len(heads_of(student.model, list(first_outputs(student.session, samples).values()))) > 1:
+            return Metric("top1")
+    return choose_metric(student.session, samples, asked)
+
+
+def _measured(result: Model, student: Student, verify: Lessons, metric: Metric, tasks: tuple[Task, ...]) -> Gained:
     """Before and after, as the runtime computes them.
 
     Raises:
         CandidateError: the result does not run.
         OptionError, DataError: the metric does not suit.
     """
-    return measure(student.session, open_session(result, available_cores()), verify, metric)
+    return measure(student.session, open_session(result, available_cores()), verify, metric, tasks)

@@ -12,7 +12,6 @@ from gossamer.constraints.composed import Composed
 from gossamer.constraints.contract import Constraint, as_text, constraint_from_text
 from gossamer.constraints.grid import Grid
 from gossamer.constraints.low_rank import LowRank
-from gossamer.constraints.shared import Shared
 from gossamer.constraints.sparse import Sparse
 from gossamer.errors import OptionError
 from gossamer.measuring.evidence import Evidence
@@ -30,15 +29,16 @@ def stages_of(constraint: str, rounds: int) -> tuple[str, ...]:
     """The constraints that weights go through, each followed by training.
 
     A ratio of zeros is reached in rounds, along the cubic of Zhu and Gupta (2017): most weights go early, while there
-    are many. What is composed comes behind: zeros first, then the grid or the shared values of what is left.
+    are many. What is composed comes behind: zeros first, then the grid or the shared values of what is left; thin
+    factors first, and then a grid for each of them.
 
     Raises:
-        OptionError: no constraint, or none that training keeps.
+        OptionError: no constraint.
     """
     aim = constraint_from_text(constraint)
     first = aim.first if isinstance(aim, Composed) else aim
-    if isinstance(first, LowRank | Shared) and isinstance(aim, Composed):
-        raise OptionError(f"{constraint} is not trained yet; train low_rank alone, or constrain without training")
+    if isinstance(aim, Composed) and isinstance(first, LowRank):
+        return as_text(first), constraint  # the grid is that of what the factors have become
     if not isinstance(first, Sparse):
         return (constraint,)
     stages = [as_text(first)]
@@ -48,10 +48,16 @@ def stages_of(constraint: str, rounds: int) -> tuple[str, ...]:
     return (*stages, constraint) if isinstance(aim, Composed) else tuple(stages)
 
 
+def zeros_of(constraint: str) -> Sparse | None:
+    """The zeros that a constraint asks for, if it does."""
+    aim = constraint_from_text(constraint)
+    first = aim.first if isinstance(aim, Composed) else aim
+    return first if isinstance(first, Sparse) else None
+
+
 def is_sparse(constraint: str) -> bool:
     """Whether a constraint asks for zeros."""
-    aim = constraint_from_text(constraint)
-    return isinstance(aim.first if isinstance(aim, Composed) else aim, Sparse)
+    return zeros_of(constraint) is not None
 
 
 def check_activations(constraint: str, activations: Activations) -> None:
@@ -64,6 +70,12 @@ def check_activations(constraint: str, activations: Activations) -> None:
         _steps(constraint_from_text(constraint), activations)
     elif activations != "uint8":
         raise OptionError(f"activations {activations} without a constraint changes nothing; give one, such as grid:4")
+
+
+def cleaned(model: Model, samples: Samples, threads: int = 1) -> Model:
+    """The model as `constrained` has it before weights move: constants and norms folded."""
+    applied = run_plan(Plan("clean", CLEAN.steps), model, Evidence(samples.first(CALIBRATION), threads))
+    return replace(applied.model, notes=(*model.notes, *(note for note in applied.notes if note not in model.notes)))
 
 
 def constrained(model: Model, constraint: str, activations: Activations, samples: Samples, threads: int = 1) -> Model:
@@ -87,11 +99,16 @@ def constrained(model: Model, constraint: str, activations: Activations, samples
 
 def _steps(aim: Constraint, activations: Activations) -> tuple[Step, ...]:
     grid = aim.then if isinstance(aim, Composed) else aim
-    config: dict[str, Any] = {"constraint": as_text(aim), "solver": "second_order"}
+    thin = isinstance(aim, Composed) and isinstance(aim.first, LowRank)  # factors stand there already
+    config: dict[str, Any] = {"constraint": as_text(grid if thin else aim), "solver": "second_order"}
     if not isinstance(grid, Grid):
         return (Step("constrain_weights", config),)
     if activations == "float":
-        return (Step("constrain_weights", {**config, "form": "dequantize"}), Step("correct_bias"))
+        steps = [Step("constrain_weights", {**config, "form": "dequantize"})]
+        if thin and isinstance(grid.granularity, int):  # which seldom divides the rank, see `Composed.project`
+            by_row = as_text(msgspec.structs.replace(grid, granularity="channel"))
+            steps.append(Step("constrain_weights", {**config, "constraint": by_row, "form": "dequantize"}))
+        return (*steps, Step("correct_bias"))
     if isinstance(grid.granularity, int) or not grid.symmetric or grid.rate or grid.bits not in get_args(WeightBits):
         raise OptionError(
             f"{as_text(grid)}: layers that compute in integers take symmetric weights with one scale a channel or "
@@ -101,6 +118,6 @@ def _steps(aim: Constraint, activations: Activations) -> tuple[Step, ...]:
         "activation": activations,
         "weight_bits": grid.bits,
         "granularity": grid.granularity,
-        "rounding": "nearest" if isinstance(aim, Composed) else "second_order",  # the nearest of zero is zero
+        "rounding": "second_order" if thin or aim is grid else "nearest",  # the nearest of zero is zero
     }
     return (Step("quantize_static", static), Step("correct_bias"))

@@ -15,12 +15,15 @@ from gossamer.measuring.fetching import with_outputs
 from gossamer.nouns.model import Model
 from gossamer.runtimes.onnxruntime import open_session
 from gossamer.training.losses.features import Hint
+from gossamer.training.teacher import named_for
 
 PAIRS = 3  # hints at least, where the graphs have so many stages or blocks
 ENDS = (  # of blocks: what comes behind an activation, a skip or a norm
     "Add Relu LeakyRelu PRelu Clip HardSwish Gelu Sigmoid Tanh Mul Concat BatchNormalization LayerNormalization "
     "SkipLayerNormalization MaxPool AveragePool Conv"
 ).split()
+RECURRENT = ("LSTM", "GRU", "RNN")
+TURNED = ("Squeeze", "Transpose", "Reshape")  # between a recurrent layer, which puts time first, and what reads it
 
 
 class Feature(NamedTuple):
@@ -49,6 +52,7 @@ def propose(student: Model, teacher: Model, feeds: Mapping[str, np.ndarray]) -> 
 
     Raises:
         OptionError: no resolution is in both.
+        DataError: the teacher takes other inputs.
         CandidateError: the runtime refuses one of them.
     """
     return paired(features(student, feeds), features(teacher, feeds), student.name, teacher.name)
@@ -84,9 +88,9 @@ def features(model: Model, feeds: Mapping[str, np.ndarray]) -> list[Feature]:
     names = [str(value.name) for value in candidates]
     session = open_session(with_outputs(model, names, "features"), optimize=False)
     count = session.static_batch or 1
-    by_position = dict(zip(session.inputs, feeds.values(), strict=True)) if set(feeds) != set(session.inputs) else feeds
+    named = named_for(session, feeds, model.name)
     given = dict(
-        zip(session.outputs, session.run({k: np.repeat(v[:1], count, 0) for k, v in by_position.items()}), strict=True)
+        zip(session.outputs, session.run({k: np.repeat(v[:1], count, 0) for k, v in named.items()}), strict=True)
     )
     found = (_feature(value, given[str(value.name)], count) for value in candidates)
     return [feature for feature in found if feature is not None]
@@ -114,7 +118,7 @@ def _made_by(value: ir.Value) -> str:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node.op_type in ("Conv", "MatMul", "Gemm", "Attention", "Embedding", "Gather"):
+        if node.op_type in ("Conv", "MatMul", "Gemm", "Attention", "Embedding", "Gather", *RECURRENT):
             return node.op_type
         above += [source for source in node.inputs if source is not None]
     return ""
@@ -122,7 +126,8 @@ def _made_by(value: ir.Value) -> str:
 
 def _may_end_a_block(node: ir.Node) -> bool:
     output = node.outputs[0]
-    return node.op_type in ENDS and bool(output.uses()) and not output.is_graph_output()
+    ends = node.op_type in ENDS or (node.op_type in TURNED and _made_by(output) in RECURRENT)
+    return ends and bool(output.uses()) and not output.is_graph_output()
 
 
 def _by_positions(found: Sequence[Feature]) -> dict[tuple[int, ...], list[Feature]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -9,25 +10,30 @@ from typing import NamedTuple
 import msgspec
 from torch import fx
 
+from gossamer.constraints.contract import as_text
+from gossamer.constraints.sparse import Sparse
+from gossamer.errors import OptionError
 from gossamer.measuring.fetching import with_outputs
 from gossamer.nouns.model import Model
+from gossamer.training.layer_weights import LayerWeight, layer_weights
 from gossamer.training.lessons import Lessons
-from gossamer.training.loop import Trained, train
+from gossamer.training.loop import Trained, steps_of, train
 from gossamer.training.lower import lower
 from gossamer.training.operators.fake_quantize import DOMAIN
 from gossamer.training.options import Options
+from gossamer.training.pace import at_pace
+from gossamer.training.penalties.chosen import OF_INTEGERS, parse
+from gossamer.training.penalties.chosen import build as build_penalties
 from gossamer.training.pupil import Pupil, WeightedLoss
+from gossamer.training.rates import set_rates
 from gossamer.training.run import Job
 from gossamer.training.settle import settle
-from gossamer.training.twin import RATE, twin
+from gossamer.training.sparsity.chosen import Removal, build, suited
+from gossamer.training.sparsity.contract import Shaper, check_reached
+from gossamer.training.twin import twin
 from gossamer.training.watching import Watch
 from gossamer.training.write_back import write_back
 from gossamer.training.zeros import check_zeros, keep_zeros
-
-LOG_SLOT = 3  # of a FakeQuantize: the logarithm of its step
-STEP_SHARE = 0.1  # of the learning rate: steps that run ahead of their integers harm
-LEAST_MEAN = 1e-3  # of biases that begin at zero
-FLOAT_SHARE = 0.5  # of a float weight's mean size: about what a step is to weights of 4 bits
 
 
 class Course(NamedTuple):
@@ -48,6 +54,23 @@ class Course(NamedTuple):
     watch: Watch
 
 
+class Shaping(NamedTuple):
+    """What shapes weights while they learn.
+
+    Attributes:
+        penalties: as they are spelled, see `penalties.chosen`.
+        removal: how zeros appear, see `sparsity`.
+        zeros: what each layer is to be in the end; None leaves zeros as they are.
+    """
+
+    penalties: tuple[str, ...] = ()
+    removal: Removal = "gradual"
+    zeros: Sparse | None = None
+
+
+NOTHING = Shaping()
+
+
 class Outcome(NamedTuple):
     """The trained model, how training went, and the options that it had in the end."""
 
@@ -63,6 +86,7 @@ def train_in_form(
     nodes: frozenset[str] | None = None,
     learn_steps: bool = True,
     sparse: bool = False,
+    shaping: Shaping = NOTHING,
 ) -> Outcome:
     """Train a model by its twin if it has integers, or as it is.
 
@@ -70,27 +94,54 @@ def train_in_form(
         nodes: only what these read is trained; None stands for all.
         learn_steps: see `twin`.
         sparse: see `keep_zeros`.
+        shaping: what weights cost by themselves, and zeros that appear meanwhile.
 
     Raises:
+        OptionError: penalties or zeros that no weight can take, or more updates of zeros than steps.
         ModelError, DataError, CandidateError: see `lower` and `train`.
     """
     shown = with_outputs(model, course.hints, "features") if course.hints else model
     graph = twin(shown, learn_steps)
     module = lower(graph)
-    held = keep_zeros(module, graph, sparse)
+    layers = layer_weights(module, graph)
+    shaped, notes = ((), ()) if shaping.zeros is None else suited(layers, shaping.zeros)
+    names = frozenset(layer.initializer for layer in shaped)
+    held = keep_zeros(module, graph, sparse, names)
     if held:
         course.watch.say(f"the zeros of {held} weights stay zeros")
     if nodes is not None:
         _freeze_all_but(module, graph, nodes)
-    if graph is not shown:
-        _slow_floats(module, graph)
-        options = options if options.rate is not None else msgspec.structs.replace(options, rate=RATE)
+    options = at_pace(module, graph, options, any(one.name in OF_INTEGERS for one in parse(shaping.penalties)))
+    set_rates(module, graph, options.rates)
     options = for_fixed_batch(options, course.learn.fixed_batch)
-    pupil = Pupil(module, course.losses)
+    shaper = None if shaping.zeros is None else _shaper(model, _trained(shaped), shaping, notes)
+    if shaper is not None:
+        shaper.check(options.epochs * len(steps_of(len(course.learn), options, 0)))
+    pupil = Pupil(module, course.losses, build_penalties(parse(shaping.penalties), _trained(layers)), shaper)
     trained = train(Job(pupil, course.learn, course.choose, options, course.checkpoint, course.watch, name=model.name))
     result = settle(write_back(module, graph), model)
-    check_zeros(model, result, sparse)
-    return Outcome(replace(result, path=None), trained, options)
+    check_zeros(model, result, sparse, names)
+    if shaper is not None and not trained.interrupted:
+        _check_stored(result, shaper, names)
+    return Outcome(replace(result, path=None, notes=(*result.notes, *notes)), trained, options)
+
+
+def _trained(layers: Sequence[LayerWeight]) -> tuple[LayerWeight, ...]:
+    """Those that nothing has frozen."""
+    return tuple(layer for layer in layers if layer.parameter.requires_grad)
+
+
+def _shaper(model: Model, layers: Sequence[LayerWeight], shaping: Shaping, notes: Sequence[str]) -> Shaper:
+    if not layers or shaping.zeros is None:
+        wanted = "" if shaping.zeros is None else as_text(shaping.zeros)
+        raise OptionError(f"no weight of {model.name} can become {wanted}: {'; '.join(notes) or 'it has none'}")
+    return build(shaping.removal, layers, shaping.zeros)
+
+
+def _check_stored(result: Model, shaper: Shaper, names: frozenset[str]) -> None:
+    """See that the model holds the zeros, as the file will."""
+    graph = twin(result)
+    check_reached([one for one in layer_weights(lower(graph), graph) if one.initializer in names], shaper.aim)
 
 
 def for_fixed_batch(options: Options, fixed_batch: int | None) -> Options:
@@ -99,18 +150,6 @@ def for_fixed_batch(options: Options, fixed_batch: int | None) -> Options:
         return options
     wanted = options.batch * options.accumulate
     return msgspec.structs.replace(options, batch=fixed_batch, accumulate=max(1, round(wanted / fixed_batch)))
-
-
-def _slow_floats(module: fx.GraphModule, graph: Model) -> None:
-    """Let what a twin has in float move by as small a share of itself as what is in integers, and steps less."""
-    parameters = dict(module.named_parameters())
-    for path, name in module.meta["initializers"].items():
-        uses = graph.ir.graph.initializers[name].uses()
-        if path in parameters and any(node.op_type == "FakeQuantize" and slot == LOG_SLOT for node, slot in uses):
-            parameters[path].rate_ratio = STEP_SHARE  # type: ignore[attr-defined]
-        elif path in parameters and not any(node.domain == DOMAIN for node, _ in uses):
-            mean = float(parameters[path].detach().abs().mean())
-            parameters[path].rate_ratio = FLOAT_SHARE * max(mean, LEAST_MEAN)  # type: ignore[attr-defined]
 
 
 def _freeze_all_but(module: fx.GraphModule, graph: Model, nodes: frozenset[str]) -> None:

@@ -13,6 +13,10 @@ from gossamer.training.options import Options
 
 TEST_STEPS = 40
 LOWEST, HIGHEST = 1e-5, {"adamw": 0.3, "sgd": 10.0}
+LEAST = {
+    "adamw": 1e-4,
+    "sgd": 1e-3,
+}  # at the bottom of a loss all look bad, and less teaches nothing
 SMOOTHING = 0.8  # of the losses, against the noise between batches
 WORSE = 2.0  # times the least loss: here the test ends
 BACK = 4  # the rate of the least loss, divided by this, is safe for many steps
@@ -62,7 +66,7 @@ def range_test(step: Callable[[int, float], float], optimizer: str) -> float:
         raise CandidateError(
             "the loss is NaN or infinite before the first step; look at the model's outputs on this data"
         )
-    return pick(rates, losses)
+    return max(pick(rates, losses), LEAST[optimizer])
 
 
 def pick(rates: Sequence[float], losses: Sequence[float]) -> float:

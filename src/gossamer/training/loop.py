@@ -21,11 +21,13 @@ import torch
 from gossamer.errors import DataError
 from gossamer.training import checkpoints
 from gossamer.training.averages import follow, load, snapshot
+from gossamer.training.keeping import is_best, is_ruined, is_settled
 from gossamer.training.learning_rate import range_test, rate_at, set_rate
 from gossamer.training.options import Options
 from gossamer.training.probe import check_trainable, probe
 from gossamer.training.processes import engine, in_processes
 from gossamer.training.run import Job, Run, begin, resume, save
+from gossamer.training.sparsity.contract import Moment
 from gossamer.training.step import seed_step, take_step
 from gossamer.training.validation import judge
 from gossamer.training.watching import Epoch, line_of
@@ -104,10 +106,13 @@ def _train(fabric: Any, job: Job) -> Trained:
     run, interrupted = begin(fabric, job), False
     try:
         if not resume(run):
+            _refresh(run)
             run.place.rate = job.options.rate or _found_rate(run)
             _end_epoch(run, None)
             save(run)
-        while run.place.epoch < job.options.epochs and not _is_out_of_patience(run):
+        while (
+            not is_ruined(run, _moment(run)) and run.place.epoch < job.options.epochs and not _is_out_of_patience(run)
+        ):
             _epoch(run)
     except KeyboardInterrupt:
         if not run.place.best_epoch or job.options.devices > 1:
@@ -129,16 +134,18 @@ def _epoch(run: Run) -> None:
     to_do = steps[place.step :]
     saved = monotonic()
     for step, pieces in zip(to_do, job.data.in_turn([step[rank::world] for step in to_do], place.batch), strict=True):
-        done = place.epoch * len(steps) + place.step
-        set_rate(run.optimizer, rate_at(done, job.options.epochs * len(steps), job.options, place.rate))
+        done, total = place.epoch * len(steps) + place.step, job.options.epochs * len(steps)
+        set_rate(run.optimizer, rate_at(done, total, job.options, place.rate))
         seed_step(job.options.seed, done, rank)
-        place.loss_sum += take_step(run, pieces, len(step)) * len(step)
+        place.loss_sum += take_step(run, pieces, len(step), Moment(done, total)) * len(step)
         place.seen += len(step)
         place.step += 1
         if run.average is not None:
             follow(run.average, job.pupil.student, job.options.average, done)
+            if job.pupil.shaper is not None:
+                job.pupil.shaper.held(run.average)
         if run.fabric.is_global_zero:
-            job.watch.steps(done + 1, job.options.epochs * len(steps))
+            job.watch.steps(done + 1, total)
         if monotonic() - saved > job.save_s:
             save(run)
             saved = monotonic()
@@ -151,9 +158,10 @@ def _epoch(run: Run) -> None:
 def _end_epoch(run: Run, loss: float | None) -> None:
     """Judge the student, keep it if it is the best so far, and tell."""
     job, place = run.job, run.place
+    _refresh(run)
     judged = judge(run)
-    if place.best_score is None or (judged.score is not None and judged.score > place.best_score):
-        place.best_score, place.best_epoch = judged.score, place.epoch
+    if is_best(run, judged.score, _moment(run)):
+        place.best_score, place.best_epoch = judged.score if is_settled(run, _moment(run)) else None, place.epoch
         run.best = (
             snapshot(job.pupil.student) if run.average is None else {n: v.clone() for n, v in run.average.items()}
         )
@@ -169,6 +177,17 @@ def _end_epoch(run: Run, loss: float | None) -> None:
         job.watch.figures({name: value for name, value in figures.items() if value is not None}, place.epoch)
 
 
+def _refresh(run: Run) -> None:
+    if run.job.pupil.penalties is not None:
+        run.job.pupil.penalties.refresh()
+
+
+def _moment(run: Run) -> Moment:
+    """Between two epochs."""
+    steps = len(steps_of(len(run.job.data), run.job.options, 0))
+    return Moment(run.place.epoch * steps, run.job.options.epochs * steps)
+
+
 def _is_out_of_patience(run: Run) -> bool:
     patience = run.job.options.patience
     return bool(patience) and run.place.epoch - run.place.best_epoch >= patience
@@ -181,6 +200,8 @@ def _found_rate(run: Run) -> float:
     before, kept = snapshot(pupil), run.optimizer.state_dict()
     rank, world = run.fabric.global_rank, run.fabric.world_size
     steps = steps_of(len(job.data), job.options, 0)
+    if pupil.shaper is not None:
+        pupil.shaper.rehearse()
 
     def step(index: int, rate: float) -> float:
         chosen = steps[index % len(steps)]

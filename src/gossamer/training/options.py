@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -14,7 +14,15 @@ WORDS = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "precision": ("float32", "bfloat16"),
 }
+MOST_SHARE = 100
 WHOLE = {"epochs": 1, "batch": 1, "patience": 0, "seed": 0, "devices": 1, "accumulate": 1}
+
+
+class RatePart(NamedTuple):
+    """Weights by pattern, and their share of the learning rate."""
+
+    pattern: str
+    share: float
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,6 +44,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         precision: "bfloat16" keeps weights in float32 and multiplies in bfloat16.
         devices: processes, each with its share of the samples.
         accumulate: batches whose gradients make one step.
+        rates: shares of the learning rate by name, such as "body:0" (see `training.rates`); empty is 1 for all.
 
     One step takes `batch * accumulate * devices` samples.
 
@@ -58,6 +67,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     precision: Literal["float32", "bfloat16"] = "float32"
     devices: int = 1
     accumulate: int = 1
+    rates: str = ""
 
     def __post_init__(self) -> None:
         for name, allowed in WORDS.items():
@@ -75,8 +85,32 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name in ("warm_up", "average"):
             if not 0 <= getattr(self, name) < 1:
                 raise OptionError(f"{name} is {getattr(self, name)}; allowed is a share from 0 to under 1")
+        rates_of(self.rates)
 
     @property
     def step_samples(self) -> int:
         """Samples that one step of the optimizer takes, over all processes."""
         return self.batch * self.accumulate * self.devices
+
+
+def rates_of(text: str) -> tuple[RatePart, ...]:
+    """Shares of the learning rate as they are spelled: PATTERN:SHARE, with commas between.
+
+    Raises:
+        OptionError: a part without a pattern, or whose share is no number from 0 to 100.
+    """
+    return tuple(_rate_part(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _rate_part(spelled: str) -> RatePart:
+    pattern, _, share = spelled.rpartition(":")
+    try:
+        part = RatePart(pattern.strip(), float(share))
+    except ValueError:
+        part = RatePart("", -1.0)
+    if not part.pattern or not 0 <= part.share <= MOST_SHARE:
+        raise OptionError(
+            f"rates: {spelled!r} is no PATTERN:SHARE with a share from 0 (frozen) to {MOST_SHARE}; "
+            "for instance body:0.1, or 'layer1*:0'"
+        )
+    return part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, fx, nn
 from gossamer.errors import DataError, ModelError
 from gossamer.training.lessons import Lessons, Piece
 from gossamer.training.losses.hard_labels import check_labels
+from gossamer.training.losses.labelled import ONLY, Column, columns_of
 from gossamer.training.run import Job
 
 FEW = 2  # samples
@@ -29,7 +31,7 @@ def probe(job: Job) -> bool:
     with torch.no_grad():
         outputs = pupil.outputs(piece)
     for lessons in (job.data, job.validation):
-        check_fit(outputs, pupil.hints, piece, lessons)
+        check_fit(outputs, pupil.hints, piece, lessons, columns_of(pupil.losses))
     loss, _ = pupil(piece)
     if not loss.requires_grad:
         raise ModelError(f"{job.name} cannot be trained: {_obstacle(pupil.student, piece)}")
@@ -46,8 +48,14 @@ def check_trainable(module: nn.Module, name: str) -> None:
     """See that there is something to train.
 
     Raises:
-        ModelError: no parameter takes a gradient.
+        ModelError: no parameter takes a gradient, or one is in 16 bits.
     """
+    for path, parameter in module.named_parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+            raise ModelError(
+                f"{name}: weight {path} is {str(parameter.dtype).removeprefix('torch.')}, in which small steps vanish: "
+                "train the float32 model, and store the result in 16 bits (store_float16)"
+            )
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise ModelError(
             f"{name} has no float weights to train; its weights are integers or constants: "
@@ -55,8 +63,13 @@ def check_trainable(module: nn.Module, name: str) -> None:
         )
 
 
-def check_fit(outputs: tuple[Tensor, ...], hints: int, piece: Piece, lessons: Lessons) -> None:
+def check_fit(
+    outputs: tuple[Tensor, ...], hints: int, piece: Piece, lessons: Lessons, columns: Sequence[Column] = ONLY
+) -> None:
     """See that the teacher's outputs and the labels are for this student.
+
+    Args:
+        columns: what labels speak of.
 
     Raises:
         DataError: they are not; the text names the first output that differs.
@@ -65,13 +78,22 @@ def check_fit(outputs: tuple[Tensor, ...], hints: int, piece: Piece, lessons: Le
         raise DataError(f"the teacher gives {len(piece.taught)} outputs, the student {len(outputs)}; they must agree")
     own = len(outputs) - hints  # channels of features may differ
     for index, (output, taught) in enumerate(zip(outputs[:own], piece.taught, strict=False)):
-        if output.shape != taught.shape:
+        if output.shape != taught.shape and taught.numel():  # empty where nobody teaches
             raise DataError(
                 f"output {index} of the teacher has shape {_free(taught)}, that of the student {_free(output)}; "
-                "give a teacher with the same classes"
+                f"give a teacher {_likeness(output, taught)}"
             )
     if lessons.samples.labels is not None:
-        check_labels(outputs[0].cpu(), lessons.all_labels(), lessons.samples.source, lessons.samples.rows.tolist())
+        source, rows, labels = lessons.samples.source, lessons.samples.rows.tolist(), lessons.all_labels()
+        for column in columns:
+            check_labels(outputs[column.output].cpu(), column.of(labels), source, rows)
+
+
+def _likeness(output: Tensor, taught: Tensor) -> str:
+    """What a teacher lacks."""
+    if output.ndim != taught.ndim:
+        return "whose outputs have the same axes"
+    return "with the same classes" if output.ndim == 2 else "with as many classes or channels, and positions"
 
 
 def _free(tensor: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""The student and its losses as one module, so that processes share the gradients of both."""
+"""The student and all that is to be lessened as one module, so that processes share the gradients of both."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from gossamer.training.lessons import Piece
 from gossamer.training.losses.contract import Seen
 from gossamer.training.losses.features import Features
+from gossamer.training.penalties.weighted import Penalties
+from gossamer.training.sparsity.contract import Shaper
 
 
 class WeightedLoss(NamedTuple):
@@ -20,16 +22,27 @@ class WeightedLoss(NamedTuple):
 
 
 class Pupil(nn.Module):
-    """A student with the losses that it is to lessen.
+    """A student with the losses that it is to lessen, what its weights cost, and what makes them sparse.
 
-    Called with a piece it gives the weighted sum of its losses, in float32, and the student's outputs.
+    Called with a piece it gives the weighted sum of its losses and penalties, in float32, and the student's outputs.
+    Pieces are shares of a step that sum to 1, so that penalties count once a step.
 
     Attributes:
         hints: how many of the student's outputs, from the last, are features.
+        penalties: of the weights alone; None without any.
+        shaper: chooses zeros while they are trained; None where they stay as they are.
     """
 
-    def __init__(self, student: nn.Module, losses: Sequence[WeightedLoss]) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        losses: Sequence[WeightedLoss],
+        penalties: Penalties | None = None,
+        shaper: Shaper | None = None,
+    ) -> None:
         super().__init__()
+        self.penalties = penalties
+        self.shaper = shaper
         self.student = student
         self.losses = nn.ModuleList(loss.loss for loss in losses)
         self.weights = tuple(loss.weight for loss in losses)
@@ -39,6 +52,8 @@ class Pupil(nn.Module):
         outputs = self.outputs(piece)
         seen = Seen(outputs, piece.taught, piece.labels)
         first, *others = (loss(seen) * weight for loss, weight in zip(self.losses, self.weights, strict=True))
+        if self.penalties is not None:
+            others.append(self.penalties())
         return sum(others, start=first), outputs
 
     def outputs(self, piece: Piece) -> tuple[Tensor, ...]:

@@ -153,7 +153,10 @@ def identify(job: Job) -> Identity:
     losses = ", ".join(f"{weight:g} {_described(loss)}" for loss, weight in shares)
     digests = [_data_digest(lessons) for lessons in (job.data, job.validation)]
     version = f"torch {torch.__version__}"
-    return Identity(checkpoints.digest(pupil.student), digests[0], digests[1], losses, job.options, version)
+    penalties = "" if pupil.penalties is None else pupil.penalties.described()
+    removal = "" if pupil.shaper is None else pupil.shaper.described()
+    student = checkpoints.digest(pupil.student)
+    return Identity(student, digests[0], digests[1], losses, job.options, version, penalties, removal)
 
 
 def _described(loss: nn.Module) -> str:

@@ -4,45 +4,120 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import msgspec
 
+from gossamer.constraints.codebook import Codebook
+from gossamer.constraints.composed import Composed
+from gossamer.constraints.contract import as_text, constraint_from_text
+from gossamer.constraints.grid import Grid
+from gossamer.constraints.sparse import Sparse
 from gossamer.errors import OptionError
 from gossamer.intake.normalise import normalise
 from gossamer.intake.onnx_file import read
 from gossamer.measuring.machine import available_cores
 from gossamer.nouns.model import Model, save, to_bytes
-from gossamer.training.constraining import Activations, check_activations, constrained, is_sparse, stages_of
-from gossamer.training.in_form import Course, Outcome, train_in_form
+from gossamer.training.constraining import (
+    Activations,
+    check_activations,
+    cleaned,
+    constrained,
+    is_sparse,
+    stages_of,
+    zeros_of,
+)
+from gossamer.training.in_form import Course, Outcome, Shaping, train_in_form
 from gossamer.training.options import Options
+from gossamer.training.penalties.chosen import OF_INTEGERS, Wanted, parse
+from gossamer.training.sparsity.chosen import Removal
 
 STAGE = ".stage-"  # begins the names of files of finished stages, which a killed run goes on from
+ROUNDS = 4  # in which a ratio of zeros is reached
 
 
 class Formed(NamedTuple):
-    """The form that weights are to have in the end; no constraint leaves the model in the form that it has."""
+    """The form that weights are to have in the end; no constraint leaves the model in the form that it has.
+
+    Attributes:
+        rounds: in which a ratio of zeros is reached by removal second_order; None stands for four.
+        removal: how weights become zero: in rounds, at the least error of what layers compute; or in one run, while the
+            others are trained (see `sparsity`).
+        penalties: what weights cost by themselves, see `penalties.chosen`.
+    """
 
     constraint: str = ""
-    rounds: int = 4
+    rounds: int | None = None
     activations: Activations = "uint8"
+    removal: Removal = "second_order"
+    penalties: tuple[str, ...] = ()
+
+
+class Stage(NamedTuple):
+    """One run of training.
+
+    Attributes:
+        constraint: that weights are moved into before; empty leaves them.
+        zeros: that they come to meanwhile.
+        penalties: those that act in it.
+    """
+
+    constraint: str
+    zeros: Sparse | None
+    penalties: tuple[str, ...]
+
+    def __str__(self) -> str:
+        if self.zeros is not None:
+            return as_text(self.zeros)
+        return self.constraint or ", ".join(self.penalties)
 
 
 def check_formed(formed: Formed, options: Options) -> None:
     """See that a form can be reached, before anything else takes time.
 
     Raises:
-        OptionError: no such constraint, or none that training keeps; no rounds; more stages than epochs.
+        OptionError: no such constraint, removal or penalty; a word that has no meaning for the others; more stages than
+            epochs.
     """
-    if formed.rounds < 1:
-        raise OptionError(f"rounds is {formed.rounds}; allowed is 1 or more")
-    check_activations(formed.constraint, formed.activations)
-    stages = stages_of(formed.constraint, formed.rounds) if formed.constraint else ()
+    rounds, constraint = formed.rounds, formed.constraint
+    if rounds is not None and rounds < 1:
+        raise OptionError(f"rounds is {rounds}; allowed is 1 or more")
+    check_activations(constraint, formed.activations)
+    _check_removal(formed)
+    stages = plan(formed)
     if options.epochs < len(stages):
         raise OptionError(
-            f"{formed.constraint} in {len(stages)} stages ({', '.join(stages)}) needs as many epochs at least, "
+            f"{constraint} in {len(stages)} stages ({', '.join(map(str, stages))}) needs as many epochs at least, "
             f"epochs is {options.epochs}; give more epochs, or fewer rounds"
         )
+
+
+def plan(formed: Formed) -> tuple[Stage, ...]:
+    """The stages, in order.
+
+    Penalties act wherever layers have weights of their own. If there is no such stage, as for a codebook alone, one
+    comes before the others.
+
+    Raises:
+        OptionError: no such constraint or penalty, or a penalty of integers without any.
+    """
+    wanted = parse(formed.penalties)
+    if not formed.constraint:
+        return (Stage("", None, formed.penalties),)
+    zeros = None if formed.removal == "second_order" else zeros_of(formed.constraint)
+    texts = stages_of(formed.constraint, (formed.rounds or ROUNDS) if zeros is None else 1)
+    stages = [Stage(text, None, _acting(wanted, text)) for text in texts]
+    if zeros is not None:
+        stages[0] = Stage("", zeros, _acting(wanted, as_text(zeros)))
+    missing = [one for one in wanted if not any(one.text in stage.penalties for stage in stages)]
+    for one in missing:
+        if one.name in OF_INTEGERS:
+            raise OptionError(
+                f"penalty {one.text} is of integers, and {formed.constraint} makes none; add a grid, such as "
+                "sparse:0.9+grid:4, or leave it out"
+            )
+    first = [Stage("", None, tuple(one.text for one in missing))] if missing else []
+    return (*first, *stages)
 
 
 def in_stages(model: Model, course: Course, options: Options, formed: Formed, folder: Path) -> tuple[Outcome, str]:
@@ -53,12 +128,12 @@ def in_stages(model: Model, course: Course, options: Options, formed: Formed, fo
         folder: where finished stages lie until the run is over.
 
     Raises:
-        OptionError: no weight can take the form.
+        OptionError: no weight can take the form, or there are fewer steps than updates of zeros.
         ModelError, DataError, CandidateError: see `train_in_form`.
     """
     if not formed.constraint:
-        return train_in_form(model, course, options), ""
-    stages = stages_of(formed.constraint, formed.rounds)
+        return train_in_form(model, course, options, shaping=Shaping(formed.penalties)), ""
+    stages = plan(formed)
     key = _digest(model, course, options, formed)
     each = options.epochs // len(stages)
     for number, stage in enumerate(stages[:-1], 1):
@@ -66,23 +141,74 @@ def in_stages(model: Model, course: Course, options: Options, formed: Formed, fo
         if finished.exists():
             model = normalise(read(finished))
             continue
-        outcome = _stage(model, stage, course, msgspec.structs.replace(options, epochs=each), formed)
+        outcome = _trained(model, stage, course, msgspec.structs.replace(options, epochs=each), formed)
         if outcome.trained.interrupted:
-            return outcome, stage
+            return outcome, stage.constraint
         model = outcome.model
         save(model, finished)
         if course.checkpoint is not None:
             course.checkpoint.unlink(missing_ok=True)
     rest = options.epochs - each * (len(stages) - 1)
-    return _stage(model, stages[-1], course, msgspec.structs.replace(options, epochs=rest), formed), stages[-1]
+    outcome = _trained(model, stages[-1], course, msgspec.structs.replace(options, epochs=rest), formed)
+    return outcome, stages[-1].constraint if outcome.trained.interrupted else formed.constraint
 
 
-def _stage(model: Model, stage: str, course: Course, options: Options, formed: Formed) -> Outcome:
-    course.watch.say(f"moving weights into {stage}")
-    moved = constrained(model, stage, formed.activations, course.learn.samples, available_cores())
+def _trained(model: Model, stage: Stage, course: Course, options: Options, formed: Formed) -> Outcome:
+    course.watch.say(_told(stage, formed.removal))
+    samples, threads = course.learn.samples, available_cores()
+    if stage.constraint:
+        moved = constrained(model, stage.constraint, formed.activations, samples, threads)
+    else:
+        moved = cleaned(model, samples, threads)
     for note in moved.notes[len(model.notes) :]:
         course.watch.say(f"  {note}")
-    return train_in_form(moved, course, options, sparse=is_sparse(stage))
+    sparse = bool(stage.constraint) and is_sparse(stage.constraint)
+    return train_in_form(
+        moved, course, options, sparse=sparse, shaping=Shaping(stage.penalties, formed.removal, stage.zeros)
+    )
+
+
+def _told(stage: Stage, removal: Removal) -> str:
+    """What a stage begins with, in a line."""
+    if not stage.constraint and stage.zeros is None:
+        return f"training weights under the penalty {stage}"
+    under = f", under the penalty {', '.join(stage.penalties)}" if stage.penalties else ""
+    if stage.zeros is None:
+        return f"moving weights into {stage}{under}"
+    return f"training weights that become {stage} meanwhile, by {removal} removal{under}"
+
+
+def _acting(wanted: tuple[Wanted, ...], constraint: str) -> tuple[str, ...]:
+    """The penalties that have something to act on, once weights are under a constraint."""
+    aim = constraint_from_text(constraint)
+    stored = aim.then if isinstance(aim, Composed) else aim
+    if isinstance(stored, Codebook):
+        return ()
+    return tuple(one.text for one in wanted if isinstance(stored, Grid) or one.name not in OF_INTEGERS)
+
+
+def _check_removal(formed: Formed) -> None:
+    """See that removal and rounds mean something here."""
+    constraint, removal, rounds = formed.constraint, formed.removal, formed.rounds
+    if removal not in get_args(Removal):
+        raise OptionError(f"removal is {removal!r}; allowed are {', '.join(get_args(Removal))}")
+    zeros = zeros_of(constraint) if constraint else None
+    if removal != "second_order" and zeros is None:
+        raise OptionError(
+            f"removal {removal} is how weights become zero, and {constraint or 'no constraint'} asks for no zeros; "
+            "give one that does, such as sparse:0.9, or leave removal out"
+        )
+    if rounds in (None, 1):  # in one everything is done
+        return
+    if removal != "second_order":
+        raise OptionError(
+            f"rounds is {rounds}, and removal {removal} reaches {constraint} in one run; drop one of both"
+        )
+    if zeros is None or zeros.ratio is None:
+        raise OptionError(
+            f"rounds is {rounds}, and {constraint or 'no constraint'} is not reached in rounds, as only a ratio of "
+            "zeros is; leave rounds out"
+        )
 
 
 def _digest(model: Model, course: Course, options: Options, formed: Formed) -> str:

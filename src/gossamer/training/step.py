@@ -13,6 +13,7 @@ from gossamer.training.lessons import Piece
 from gossamer.training.memory import at_most, within_memory
 from gossamer.training.nonfinite import first_nonfinite
 from gossamer.training.run import Run
+from gossamer.training.sparsity.contract import Moment
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -20,12 +21,15 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
-def take_step(run: Run, pieces: Sequence[Piece], count: int, may_diverge: bool = False) -> float:
+def take_step(
+    run: Run, pieces: Sequence[Piece], count: int, at: Moment | None = None, may_diverge: bool = False
+) -> float:
     """One step of the optimizer; the mean loss over this process's samples before it.
 
     Args:
         pieces: this process's share of the step's samples.
         count: samples of the whole step, over all processes.
+        at: where the run is; None for a step that is taken back.
         may_diverge: a loss that is not finite is given back, and nothing changed.
 
     Raises:
@@ -42,9 +46,14 @@ def take_step(run: Run, pieces: Sequence[Piece], count: int, may_diverge: bool =
         return loss
     if not math.isfinite(loss):
         raise CandidateError(_diverged(run, parts))
+    shaper = run.job.pupil.shaper
+    if shaper is not None:
+        shaper.after_backward(at)
     if run.job.options.clip:
         run.fabric.clip_gradients(run.wrapped, run.optimizer, max_norm=run.job.options.clip, error_if_nonfinite=False)
     run.optimizer.step()
+    if shaper is not None:
+        shaper.after_step(at)
     return loss
 
 

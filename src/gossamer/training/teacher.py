@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gossamer.errors import CandidateError, DataError, OptionError
+from gossamer.errors import DataError, GossamerError, OptionError
 from gossamer.intake.arrays_file import read_npy, read_npz
 from gossamer.intake.file_column import Spool
 from gossamer.measuring.batches import reason, run_batch
@@ -36,25 +36,34 @@ LEAST = 1e-12  # of a mean probability, before its logarithm
 
 
 class Voice(NamedTuple):
-    """One of several teachers, and how much it counts in their mean."""
+    """One of several teachers.
+
+    Attributes:
+        weight: how much it counts in their mean.
+        output: the student's output that it speaks of; empty if it is all of them.
+    """
 
     teacher: Any
     weight: float = 1.0
+    output: str = ""
 
 
 def voices_of(teacher: Any) -> tuple[Voice, ...]:
     """Teachers one by one; a single one, however it is given, is a single voice.
 
     Args:
-        teacher: a text with commas, each part a path or `path:weight`; a list or tuple of teachers and `Voice`s, unless
-            it is of arrays, which are the outputs of one; anything else is one teacher.
+        teacher: a text with commas, each part a path or `path:weight`, with `output=` before it if it speaks of one
+            output alone; a mapping of outputs to teachers; a list or tuple of teachers and `Voice`s, unless it is of
+            arrays, which are the outputs of one; anything else is one teacher.
 
     Raises:
-        OptionError: a weight that is not above 0, or an empty list.
+        OptionError: a weight that is not above 0, an empty list, or an output named for some and not for others.
     """
     if isinstance(teacher, Voice):
-        return (Voice(teacher.teacher),)
-    if isinstance(teacher, str) and "," in teacher and not Path(teacher).exists():
+        return (teacher._replace(weight=1.0),)
+    if isinstance(teacher, Mapping):
+        found = tuple(Voice(part, 1.0, str(output)) for output, part in teacher.items())
+    elif isinstance(teacher, str) and {",", "="} & set(teacher) and not Path(teacher).exists():
         found = tuple(_voice(part.strip()) for part in teacher.split(",") if part.strip())
     elif isinstance(teacher, (list, tuple)) and not are_arrays(teacher):
         found = tuple(part if isinstance(part, Voice) else Voice(part) for part in teacher)
@@ -65,6 +74,8 @@ def voices_of(teacher: Any) -> tuple[Voice, ...]:
     for voice in found:
         if not 0 < voice.weight < float("inf"):
             raise OptionError(f"a teacher has the weight {voice.weight}; allowed is a number above 0")
+    if len({bool(voice.output) for voice in found}) > 1:
+        raise OptionError("some teachers are for one output (output=PATH) and some for all; name one for each or none")
     return found
 
 
@@ -104,11 +115,35 @@ def from_several(taught: Sequence[Taught], weights: Sequence[float], scores: int
     return together
 
 
+def from_each(taught: Mapping[int, Taught], count: int) -> Taught:
+    """Teachers of one output each as one of all of them; what nobody teaches is empty (B, 0).
+
+    Args:
+        taught: by the place of the student's output.
+        count: outputs of the student.
+
+    Raises:
+        DataError: one gives several outputs; from the call.
+    """
+
+    def together(rows: np.ndarray, feeds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        given = [np.zeros((len(rows), 0), np.float32)] * count
+        for place, one in taught.items():
+            answer = one(rows, feeds)
+            if len(answer) != 1:
+                raise DataError(f"the teacher of output {place} alone gives {len(answer)} outputs; it must give one")
+            given[place] = answer[0]
+        return tuple(given)
+
+    return together
+
+
 def from_model(model: Model, outputs: Sequence[str], hints: Sequence[str] = (), threads: int = 1) -> Taught:
     """An ONNX model, run by onnxruntime.
 
     Args:
-        outputs: names of the student's own outputs; the teacher's are taken by these names, else by position.
+        outputs: names of the student's own outputs; the teacher's are taken by these names, else by position. A single
+            one is enough if the teacher has one of this name.
         hints: tensors inside the teacher that come after its outputs.
 
     Raises:
@@ -116,18 +151,18 @@ def from_model(model: Model, outputs: Sequence[str], hints: Sequence[str] = (), 
         DataError: it gives another number of outputs than the student; or no node computes a hint.
     """
     own = [str(value.name) for value in model.ir.graph.outputs]
-    if len(own) != len(outputs):
+    if len(own) != len(outputs) and not (len(outputs) == 1 and outputs[0] in own):
         raise DataError(
             f"{model.name} gives {len(own)} outputs ({', '.join(own)}), the student {len(outputs)} "
             f"({', '.join(outputs)}); teacher and student must give the same"
         )
     session = open_session(with_outputs(model, hints, "hints") if hints else model, threads)
-    names = [*(outputs if set(outputs) == set(own) else own), *hints]
+    names = [*(outputs if set(outputs) <= set(own) else own), *hints]
 
     def taught(_: np.ndarray, feeds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         try:
-            given = run_batch(session, _named_for(session, feeds, model.name), session.static_batch or CALL)
-        except CandidateError:
+            given = run_batch(session, named_for(session, feeds, model.name), session.static_batch or CALL)
+        except GossamerError:
             raise
         except Exception as error:  # the runtime has classes of its own for what it refuses
             raise DataError(f"the teacher {model.name} cannot run on these samples: {reason(error)}") from error
@@ -231,8 +266,11 @@ def _ask_all(taught: Taught, samples: Samples, spools: Sequence[Spool]) -> None:
 
 
 def _voice(spelled: str) -> Voice:
-    """A path, or a path and a weight."""
+    """A path with or without a weight, and with or without an output."""
     path, colon, text = spelled.rpartition(":")
+    output, equals, rest = spelled.partition("=")
+    if equals and not any(Path(name).exists() for name in (spelled, path) if name):
+        return _voice(rest.strip())._replace(output=output.strip())
     try:
         return Voice(path, float(text)) if colon and not Path(spelled).exists() else Voice(spelled)
     except ValueError:  # the colon belongs to the path
@@ -272,11 +310,11 @@ def _rows(column: Sequence[np.ndarray] | np.ndarray, rows: np.ndarray) -> np.nda
     return column[rows] if isinstance(column, np.ndarray) else np.stack([column[int(row)] for row in rows])
 
 
-def _named_for(session: Session, feeds: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    """The student's inputs under the teacher's names and in its types.
+def named_for(session: Session, feeds: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """The student's inputs under a teacher's names and in its types.
 
     Raises:
-        DataError: it takes another number of inputs.
+        DataError: it takes another number of inputs, or of another shape.
     """
     if len(session.inputs) != len(feeds):
         raise DataError(
@@ -284,5 +322,18 @@ def _named_for(session: Session, feeds: Mapping[str, np.ndarray], name: str) -> 
             "teacher and student must take the same inputs"
         )
     by_name = session.inputs.keys() == feeds.keys()
-    pairs = zip(session.inputs.items(), feeds if by_name is False else session.inputs, strict=True)
+    pairs = list(zip(session.inputs.items(), feeds if by_name is False else session.inputs, strict=True))
+    for (want, (_, shape)), have in pairs:
+        given = feeds[have].shape
+        differ = any(isinstance(size, int) and size != got for size, got in zip(shape[1:], given[1:], strict=False))
+        if len(shape) != len(given) or differ:
+            raise DataError(
+                f"the teacher {name} takes {want} of shape {_shape(shape)}, the student's {have} is {_shape(given)}; "
+                "give a teacher of the same lengths, or its outputs for these samples as .npy"
+            )
     return {want: feeds[have].astype(dtype, copy=False) for (want, (dtype, _)), have in pairs}
+
+
+def _shape(sizes: Sequence[int | str | None]) -> str:
+    """A shape whose first axis is the number of samples."""
+    return f"({', '.join(['N', *(str(size) for size in sizes[1:])])})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from gossamer.training.losses.features import Hint
 from gossamer.training.losses.soft_labels import are_probabilities
 from gossamer.training.options import Options
 from gossamer.training.pupil import WeightedLoss
+from gossamer.training.tasks import Task, heads_of, place_of, tasks_of
 from gossamer.training.teacher import Voice
 
 STORED = (".npy", ".npz")
@@ -38,9 +39,10 @@ class Distillation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is lessened.
 
     Attributes:
-        losses: of `losses.chosen.LOSSES`, each with a weight if it is not to be 1, such as "attention:2"; their sum is
-            lessened. Empty takes those that suit: `hard_labels` without a teacher; with one `soft_labels` for
-            classifiers, else `outputs`.
+        losses: of `losses.chosen.LOSSES`, each with a weight if it is not to be 1, such as "attention:2", and for one
+            of several outputs such as "soft_labels@digits"; their sum is lessened. Empty takes those that suit:
+            `hard_labels` without a teacher; with one `soft_labels` for classifiers, else `outputs`; both for several
+            heads of which labels do not say that they are of classes.
         temperature: of soft labels, `correlation` and `decoupled`.
         alpha: the teacher's share of soft labels where there are labels too; None is 0.9 with labels and 1 without.
     """
@@ -84,6 +86,8 @@ class Teaching(NamedTuple):
         losses: with their shares.
         learn, choose, verify: what the teacher gives for these samples; None without one.
         name: the teacher's; empty without one.
+        words: the losses as they are spelled.
+        tasks: what is learned at which output.
     """
 
     graph: Model
@@ -92,6 +96,8 @@ class Teaching(NamedTuple):
     choose: Taught | None
     verify: Taught | None
     name: str
+    words: tuple[str, ...]
+    tasks: tuple[Task, ...]
 
 
 def teach(
@@ -106,7 +112,8 @@ def teach(
 
     Args:
         teacher: None, a path of a model or of outputs (.npy, .npz), a Model, an `nn.Module`, or arrays; or several of
-            these: a text with commas ("a.onnx,b.onnx:2", the second counts twice), or a list of them or of `Voice`s.
+            these: a text with commas ("a.onnx,b.onnx:2", the second counts twice), or a list of them or of `Voice`s;
+            each for one output ("digits=a.onnx,clothes=b.onnx", or a mapping), whose losses are summed.
             "self" is the student as it came in, which new labels shall not make forget (Li and Hoiem 2016).
 
     Raises:
@@ -117,32 +124,60 @@ def teach(
     feeds = next(parts.learn.first(1).batches(1)).feeds
     given = dict(zip(student.session.outputs, student.session.run(feeds), strict=True))
     outputs = list(given.values())
-    names = wanted.losses or _suitable(outputs, teacher is not None, labelled, parts.everything.source)
+    voices = [_opened(voice, student.model, labelled) for voice in teachers.voices_of(teacher)]
+    tasks = _tasks(student.model, given, parts.everything.labels, voices, parse(wanted.losses))
+    names = wanted.losses or _suitable(outputs, tasks, parts.everything.source)
     losses = parse(names)
     _check_batch(losses, options.batch, student.session.static_batch)
-    voices = [_opened(voice, student.model, labelled) for voice in teachers.voices_of(teacher)]
-    model = voices[0].teacher if len(voices) == 1 and isinstance(voices[0].teacher, Model) else None
-    hints = _hints(student.model, model, feeds, losses, len(voices))
+    hints = _hints(student.model, voices, feeds, losses)
     graph = with_outputs(student.model, [hint.student for hint in hints], "features") if hints else student.model
-    setting = _setting(outputs, hints, wanted, labelled and teacher is not None, options.seed)
+    setting = _setting(given, hints, wanted, labelled and teacher is not None, options.seed, tasks)
     weighted = build(losses, setting)
     if teacher is None:
-        return Teaching(graph, weighted, None, None, None, "")
+        return Teaching(graph, weighted, None, None, None, "", names, tasks)
     threads = available_cores() if options.devices == 1 else 1  # threads do not outlive the copying of a process
-    asked = [_taught(voice.teacher, list(given), hints, parts.everything, threads) for voice in voices]
-    taught = asked[0]
-    if len(voices) > 1:
-        weights = [voice.weight for voice in voices]
-        taught = teachers.from_several(asked, weights, setting.scores, setting.probabilities)
+    taught = _together(voices, setting, parts.everything, threads)
     say("asking the teacher" if len(voices) == 1 else f"asking {len(voices)} teachers")
     learn, choose = teachers.remembered(taught, parts.learn), teachers.remembered(taught, parts.choose)
     stored = any(_is_stored(voice.teacher) for voice in voices)
     name = ", ".join(_name_of(voice.teacher) for voice in voices)
-    return Teaching(graph, weighted, learn, choose, None if stored and parts.apart else taught, name)
+    return Teaching(graph, weighted, learn, choose, None if stored and parts.apart else taught, name, names, tasks)
 
 
-def _suitable(given: list[np.ndarray], taught: bool, labelled: bool, source: str) -> tuple[str, ...]:
-    """The losses for what there is to learn from."""
+def _tasks(
+    student: Model,
+    given: Mapping[str, np.ndarray],
+    labels: np.ndarray | None,
+    voices: Sequence[Voice],
+    wanted: Sequence[Wanted],
+) -> tuple[Task, ...]:
+    """What is learned at which output. One list of labels is of the first head that no teacher is named for."""
+    names, outputs = list(given), list(given.values())
+    heads = heads_of(student, outputs)
+    named = {voice.output for voice in voices if voice.output}
+    places = {place_of(name, names) for name in sorted(named)}
+    free = [names[head] for head in heads if head not in places] if places else []
+    asked = next((loss.output for loss in wanted if loss.name == "hard_labels" and loss.output), "")
+    found = {task.output: task for task in tasks_of(names, heads, labels, asked or next(iter(free), ""))}
+    tasks = [found.get(place, Task(names[place], place)) for place in sorted({*found, *places})]
+    taught = voices[0].teacher is not None
+    return tuple(
+        task._replace(
+            taught=taught and (not named or task.name in named),
+            probabilities=_are_probabilities(outputs[task.output]),
+        )
+        for task in tasks
+    )
+
+
+def _suitable(given: Sequence[np.ndarray], tasks: Sequence[Task], source: str) -> tuple[str, ...]:
+    """The losses for what there is to learn from.
+
+    Of several heads some may be numbers, of which soft labels teach the differences alone; so where no labels say that
+    they are classes, the outputs themselves are followed, too.
+    """
+    taught = [task for task in tasks if task.taught]
+    labelled = [task for task in tasks if task.labelled]
     if not taught and not labelled:
         raise OptionError(
             f"{source} has no labels and there is no teacher, so there is nothing to learn; "
@@ -150,25 +185,42 @@ def _suitable(given: list[np.ndarray], taught: bool, labelled: bool, source: str
         )
     if not taught:
         return ("hard_labels",)
-    return ("outputs",) if _scores_at(given) is None else ("soft_labels",)
+    by_labels = tuple(f"hard_labels@{task.name}" for task in labelled if not task.taught)
+    numbers = _scores_at([given[task.output] for task in taught]) is None
+    if numbers:
+        return ("outputs", *by_labels)
+    unsure = len(taught) > 1 and not all(task.labelled for task in taught)
+    return ("soft_labels", *(("outputs",) if unsure else ()), *by_labels)
 
 
 def _setting(
-    outputs: list[np.ndarray], hints: tuple[Hint, ...], wanted: Distillation, mixed: bool, seed: int
+    given: Mapping[str, np.ndarray],
+    hints: tuple[Hint, ...],
+    wanted: Distillation,
+    mixed: bool,
+    seed: int,
+    tasks: tuple[Task, ...],
 ) -> Setting:
+    outputs = list(given.values())
     scores = _scores_at(outputs)
     alpha = wanted.alpha if wanted.alpha is not None else (ALPHA if mixed else 1.0)
-    first = outputs[scores or 0]
+    first = outputs[next((task.output for task in tasks if task.taught), scores or 0)]
     return Setting(
         scores=scores,
         outputs=len(outputs),
         width=first.shape[1] if first.ndim == 2 else None,
-        probabilities=are_probabilities(torch.from_numpy(np.array(first, np.float32))),
+        probabilities=_are_probabilities(outputs[scores or 0]),
         hints=hints,
         temperature=wanted.temperature,
         alpha=alpha,
         seed=seed,
+        names=tuple(given),
+        tasks=tasks,
     )
+
+
+def _are_probabilities(output: np.ndarray) -> bool:
+    return output.ndim > 1 and are_probabilities(torch.from_numpy(np.array(output, np.float32)))
 
 
 def _scores_at(given: list[np.ndarray]) -> int | None:
@@ -191,16 +243,19 @@ def _check_batch(losses: Sequence[Wanted], batch: int, static_batch: int | None)
 
 
 def _hints(
-    student: Model, model: Model | None, feeds: dict[str, np.ndarray], losses: Sequence[Wanted], teachers_count: int
+    student: Model, voices: Sequence[Voice], feeds: dict[str, np.ndarray], losses: Sequence[Wanted]
 ) -> tuple[Hint, ...]:
     """Pairs of inner tensors for the losses that need them, or can do with them."""
     names = {loss.name for loss in losses}
     needing = next((loss.name for loss in losses if loss.name in INSIDE), None)
-    if needing and teachers_count > 1:
-        raise OptionError(f"loss {needing} looks inside one teacher, and there are {teachers_count}; leave it out")
-    if needing and model is None:
-        raise OptionError(f"loss {needing} needs a teacher that is an ONNX model, whose inner tensors can be seen")
-    if model is None or names.isdisjoint(INSIDE + AMONG):
+    if needing and len(voices) > 1:
+        raise OptionError(f"loss {needing} looks inside one teacher, and there are {len(voices)}; leave it out")
+    model = voices[0].teacher if len(voices) == 1 and isinstance(voices[0].teacher, Model) else None
+    if needing and (model is None or voices[0].output):
+        raise OptionError(
+            f"loss {needing} needs a teacher that is an ONNX model, whose inner tensors can be seen, for all outputs"
+        )
+    if model is None or voices[0].output or names.isdisjoint(INSIDE + AMONG):
         return ()
     try:
         hints = propose(student, model, feeds)
@@ -219,13 +274,33 @@ def _opened(voice: Voice, student: Model, labelled: bool) -> Voice:
     if isinstance(teacher, str) and teacher == SELF and not Path(teacher).exists():
         if not labelled:
             raise OptionError("teacher self says what the model says already; it needs labels beside it to learn from")
-        return Voice(student, voice.weight)
+        return voice._replace(teacher=student)
     if isinstance(teacher, (str, Path)) and Path(teacher).suffix.lower() not in STORED:
-        return Voice(normalise(read(teacher)), voice.weight)
-    return Voice(normalise(teacher), voice.weight) if isinstance(teacher, Model) else voice
+        return voice._replace(teacher=normalise(read(teacher)))
+    return voice._replace(teacher=normalise(teacher)) if isinstance(teacher, Model) else voice
 
 
-def _taught(teacher: Any, outputs: list[str], hints: tuple[Hint, ...], samples: Samples, threads: int) -> Taught:
+def _together(voices: Sequence[Voice], setting: Setting, samples: Samples, threads: int) -> Taught:
+    """All teachers as one: of each output those that are named for it, or all of all outputs."""
+    names = setting.names
+    if not voices[0].output:
+        asked = [_taught(voice.teacher, names, setting.hints, samples, threads) for voice in voices]
+        return _mean(voices, asked, setting.scores, setting.probabilities)
+    each = dict[int, Taught]()
+    for task in (task for task in setting.tasks if task.taught):
+        own = [voice for voice in voices if voice.output == task.name]
+        asked = [_taught(voice.teacher, (task.name,), (), samples, threads) for voice in own]
+        each[task.output] = _mean(own, asked, 0, task.probabilities)
+    return teachers.from_each(each, len(names))
+
+
+def _mean(voices: Sequence[Voice], asked: Sequence[Taught], scores: int | None, probabilities: bool) -> Taught:
+    """Those who speak of the same, as one."""
+    weights = [voice.weight for voice in voices]
+    return asked[0] if len(asked) == 1 else teachers.from_several(asked, weights, scores, probabilities)
+
+
+def _taught(teacher: Any, outputs: Sequence[str], hints: tuple[Hint, ...], samples: Samples, threads: int) -> Taught:
     if isinstance(teacher, Model):
         return teachers.from_model(teacher, outputs, [hint.teacher for hint in hints], threads)
     if isinstance(teacher, nn.Module):

@@ -30,7 +30,6 @@ STEPS = "gossamer.steps"  # of a FakeQuantizeBias: the initializer of the bias's
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 REDUCED = 64  # see `affine.WEIGHT_LIMITS`
 LIMITS = (1, 3, 7, 15, 31, 63, REDUCED, 127, 32767)  # greatest integers of symmetric weights of 2 to 8 bits, and of 16
-RATE = 1e-3  # of weights in steps of their grid; a range test fails, as it begins at the bottom of the loss
 BIAS_STEPS = 4096.0  # in a bias's unit: of 256, networks of 2 bits diverged, as their biases could not follow
 CELL = 0.49  # of a step: how far from an integer's middle its weight may begin
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from gossamer.training.averages import holding
 from gossamer.training.lessons import Piece
+from gossamer.training.losses.labelled import Column, columns_of
 from gossamer.training.memory import at_most, within_memory
 from gossamer.training.run import Run
 
@@ -34,7 +36,8 @@ def judge(run: Run) -> Judged:
     """The student, averaged if there is an average, in eval mode; every process judges its share.
 
     With labels of classes the share of right answers counts, and between equals the loss; else the loss alone, as it
-    tells more than arg-maxima when a teacher's outputs are at hand.
+    tells more than arg-maxima when a teacher's outputs are at hand. With penalties it is the loss too, and they are
+    part of it: of right answers the beginning often has the most.
     """
     fabric, lessons = run.fabric, run.job.validation
     own = np.arange(fabric.global_rank, len(lessons), fabric.world_size)
@@ -53,31 +56,36 @@ def judge(run: Run) -> Judged:
     if hits < 0:
         return Judged(loss, None, -loss)
     right = hits / count
-    if lessons.samples.labels is None:
+    if lessons.samples.labels is None or run.job.pupil.penalties is not None:
         return Judged(loss, right, -loss)
     return Judged(loss, right, right - 1e-6 * min(loss, 1e3))
 
 
 def _sums(run: Run, pieces: list[Piece], most: int) -> Tensor:
     """The sums of losses, of right answers, and of samples, (3,)."""
-    sums = torch.zeros(3, dtype=torch.float64)
+    sums, columns = torch.zeros(3, dtype=torch.float64), columns_of(run.job.pupil.losses)
     for piece in at_most(pieces, most, run.job.validation.fixed_batch):
         here = run.fabric.to_device(piece)
         loss, outputs = run.job.pupil(here)
-        sums += torch.tensor([float(loss) * piece.size, _hits(outputs, here), piece.size])
+        sums += torch.tensor([float(loss) * piece.size, _all_hits(outputs, here, columns), piece.size])
     return sums
 
 
-def _hits(outputs: tuple[Tensor, ...], piece: Piece) -> float:
-    """How many samples' arg-max is right, positions of a sample averaged; -inf where nothing has classes."""
-    scores = outputs[0]
-    if scores.ndim < 2 or scores.shape[1] < 2:
+def _all_hits(outputs: tuple[Tensor, ...], piece: Piece, columns: Sequence[Column]) -> float:
+    """How many samples' arg-max is right, the mean over tasks."""
+    if piece.labels is None:
+        return _hits(outputs[0], piece.taught[0].argmax(1) if _is_taught(outputs, piece) else None, piece.size)
+    hits = [_hits(outputs[column.output], column.of(piece.labels), piece.size) for column in columns]
+    return sum(hits) / len(hits)
+
+
+def _is_taught(outputs: tuple[Tensor, ...], piece: Piece) -> bool:
+    """Whether the teacher speaks of the first output."""
+    return bool(piece.taught) and outputs[0].ndim > 1 and outputs[0].shape == piece.taught[0].shape
+
+
+def _hits(scores: Tensor, truth: Tensor | None, size: int) -> float:
+    """Of one output, positions of a sample averaged; -inf where nothing has classes."""
+    if scores.ndim < 2 or scores.shape[1] < 2 or truth is None or truth.is_floating_point():
         return -np.inf
-    labels = piece.labels
-    if labels is not None and not labels.is_floating_point():
-        truth = labels
-    elif piece.taught and labels is None and scores.shape == piece.taught[0].shape:
-        truth = piece.taught[0].argmax(1)
-    else:
-        return -np.inf
-    return float((scores.argmax(1) == truth).double().reshape(piece.size, -1).mean(1).sum())
+    return float((scores.argmax(1) == truth).double().reshape(size, -1).mean(1).sum())

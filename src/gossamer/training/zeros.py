@@ -30,17 +30,18 @@ SPARSE_COARSE = 0.75  # the same of integers of 2 and 3 bits, of which many are 
 COARSE_LIMIT = 3
 
 
-def keep_zeros(module: fx.GraphModule, model: Model, sparse: bool = False) -> int:
+def keep_zeros(module: fx.GraphModule, model: Model, sparse: bool = False, left: frozenset[str] = frozenset()) -> int:
     """See that training keeps the zeros of sparse weights and codebooks; returns of how many parameters.
 
     Args:
         module: what `lower` made of the model.
         model: a twin, or a model without integers.
         sparse: the model is known to be: all zeros of layers' weights were chosen, be they ever so few.
+        left: initializers whose zeros are somebody else's to keep.
     """
     parameters, held = dict(module.named_parameters()), 0
     for path, name in module.meta["initializers"].items():
-        value = model.ir.graph.initializers.get(name)
+        value = None if name in left else model.ir.graph.initializers.get(name)
         chosen = None if value is None or path not in parameters else _chosen_zeros(value, sparse)
         if chosen is None:
             continue
@@ -84,14 +85,14 @@ def _chosen_zeros(value: ir.Value, sparse: bool) -> np.ndarray | None:
     return zeros if zeros.mean() >= share or (sparse and zeros.any()) else None
 
 
-def check_zeros(before: Model, after: Model, sparse: bool = False) -> None:
+def check_zeros(before: Model, after: Model, sparse: bool = False, left: frozenset[str] = frozenset()) -> None:
     """See that no chosen zero of a float weight was lost.
 
     Raises:
         CandidateError: names the weight.
     """
     for name, value in before.ir.graph.initializers.items():
-        chosen = _chosen_zeros(value, sparse)
+        chosen = None if name in left else _chosen_zeros(value, sparse)
         trained = after.ir.graph.initializers.get(name)
         if chosen is None or trained is None:
             continue

@@ -15,16 +15,19 @@ class Outputs(nn.Module):
 
     Args:
         count: how many of the outputs, from the first; the others are features.
+        only: which of them; None takes all that are taught.
     """
 
-    def __init__(self, count: int = 1) -> None:
+    def __init__(self, count: int = 1, only: int | None = None) -> None:
         super().__init__()
         self.count = count
+        self.only = only
 
     def forward(self, seen: Seen) -> Tensor:
         check_taught(seen, "outputs")
-        pairs = zip(seen.outputs[: self.count], seen.taught[: self.count], strict=True)
-        return torch.stack([noise_ratio(student, teacher) for student, teacher in pairs]).mean()
+        wanted = slice(self.count) if self.only is None else slice(self.only, self.only + 1)
+        pairs = zip(seen.outputs[wanted], seen.taught[wanted], strict=True)
+        return torch.stack([noise_ratio(student, teacher) for student, teacher in pairs if teacher.numel()]).mean()
 
 
 def noise_ratio(student: Tensor, teacher: Tensor) -> Tensor:

@@ -30,8 +30,9 @@ class Similarities(nn.Module):
 
     def forward(self, seen: Seen) -> Tensor:
         check_taught(seen, "similarities")
-        pairs = [(own, other) for own, other in zip(seen.outputs, seen.taught, strict=True) if own.is_floating_point()]
-        apart = [(similarities(own) - similarities(other.to(own.dtype))).square().mean() for own, other in pairs]
+        pairs = zip(seen.outputs, seen.taught, strict=True)
+        known = [(own, other) for own, other in pairs if own.is_floating_point() and other.numel()]
+        apart = [(similarities(own) - similarities(other.to(own.dtype))).square().mean() for own, other in known]
         return self.strength * torch.stack(apart).mean()
 
 

@@ -1,0 +1,1 @@
+"""What weights cost by themselves: terms that are added to the loss; see `contract`."""

@@ -1,0 +1,1 @@
+"""Zeros that appear while weights are trained, in one run; see `contract`."""

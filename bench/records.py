@@ -48,7 +48,7 @@ DENSITIES = {  # of all weights, round by round
     "lenet5": (0.15, 0.06, 0.025, 0.012, 0.008, 0.0055, 0.0038, 0.0026),
     "vgg": (0.1, 0.04, 0.016, 0.008, 0.004),
 }
-FIRST_POINT = {"lenet300": 3, "lenet5": 3, "vgg": 2}
+FIRST_POINT = {"lenet300": 2, "lenet5": 1, "vgg": 2}  # of the curve, by rounds before it
 RATES = {"lenet300": (3e-3, 1e-2), "lenet5": (3e-3, 1e-2), "vgg": (1e-2,)}  # to choose from
 SHARE_RATE = 3e-3
 LENETS = ("codebook:16", "codebook:8", "codebook:4", "codebook:3")
@@ -96,11 +96,9 @@ def task_of(case: Case, rate: float) -> Task:
 def print_part(net: str, data: str, effort: Effort, seeds: int) -> None:
     """One network on one data set, both pipelines."""
     by_seed = [Case(net, data, seed, effort) for seed in range(seeds)]
-    first, rungs = FIRST_POINT[net], range(FIRST_POINT[net], len(DENSITIES[net]))
-    rate = max(RATES[net], key=lambda one: cases.pruned(task_of(by_seed[0], one), first).facts["validation"])
-    share = cases.chosen(
-        SHARES[net], partial(cases.packed, task_of(by_seed[0], rate), rungs[len(rungs) // 2]), TOLERANCE
-    )
+    rungs, middle = range(FIRST_POINT[net], len(DENSITIES[net])), len(DENSITIES[net]) // 2 - 1
+    rate = max(RATES[net], key=lambda one: cases.pruned(task_of(by_seed[0], one), middle).facts["validation"])
+    share = cases.chosen(SHARES[net], partial(cases.packed, task_of(by_seed[0], rate), rungs[-3]), TOLERANCE)
     count = sum(p.numel() for p in nets.build(net, 0).parameters())
     print(f"## {net} on {data}: {count:,} weights, {seeds} seeds\n\n{effort}; rate {rate}, {share}\n")
     dense = Row("dense, float32", [nets.dense(case) for case in by_seed], by_seed)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 import fetch
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SIDE = 224
 NOT_PHOTOS = ("cartoon", "plastic", "toys", "symbols", "alphabets")
@@ -54,18 +57,29 @@ class Pictures(NamedTuple):
 
 def load() -> tuple[Pictures, Pictures]:
     """Those without a label, which calibrate, and the 150 with one, which judge."""
-    root = fetch.stamps()
-    known = {key: tuple(int(number) for number in ids.split(",")) for key, ids in map(_entry, CLASSES.split())}
-    paths = sorted(path for path in root.rglob("*.png") if not _drawn(path.relative_to(root)))
-    pictures = Pictures(np.stack([_input(path) for path in paths]), [_classes(path, root, known) for path in paths])
+    found = _found()
+    pictures = Pictures(np.stack([_input(path) for path in found]), list(found.values()))
     labelled = np.array([bool(classes) for classes in pictures.classes])
     return pictures.take(np.flatnonzero(~labelled)), pictures.take(np.flatnonzero(labelled))
+
+
+def unlabelled() -> list[Image.Image]:
+    """The cut-outs without a label, in the order of `load`, transparent where they show nothing, and not beyond."""
+    return [_cut(path) for path, classes in _found().items() if not classes]
 
 
 def label_matrix(pictures: Pictures) -> np.ndarray:
     """The right classes of each picture (N, most), -1 where it has fewer: any of them counts."""
     most = max(map(len, pictures.classes))
     return np.array([(*classes, *[-1] * (most - len(classes))) for classes in pictures.classes], np.int64)
+
+
+def _found() -> dict[Path, tuple[int, ...]]:
+    """The pictures that are no drawings, and the right classes of each."""
+    root = fetch.stamps()
+    known = {key: tuple(int(number) for number in ids.split(",")) for key, ids in map(_entry, CLASSES.split())}
+    paths = sorted(path for path in root.rglob("*.png") if not _drawn(path.relative_to(root)))
+    return {path: _classes(path, root, known) for path in paths}
 
 
 def _entry(text: str) -> tuple[str, str]:
@@ -90,11 +104,22 @@ def _input(path: Path) -> np.ndarray:
     """Pasted on a white square 1.15 times as long as the cut-out, resized, scaled as EfficientNet-Lite wants it."""
     from PIL import Image
 
-    with Image.open(path) as file:
-        stamp = file.convert("RGBA")
-    stamp = stamp.crop(stamp.getchannel("A").getbbox())
+    stamp = _cut(path)
     side = round(1.15 * max(stamp.size))
     canvas = Image.new("RGB", (side, side), "white")
     canvas.paste(stamp, ((side - stamp.width) // 2, (side - stamp.height) // 2), stamp)
-    pixels_HWC = np.asarray(canvas.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32)
+    return as_input(canvas.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+
+def as_input(picture: Image.Image) -> np.ndarray:
+    """A picture of 224 x 224 in RGB as (3, 224, 224), scaled as EfficientNet-Lite wants it."""
+    pixels_HWC = np.asarray(picture, np.float32)
     return np.ascontiguousarray(((pixels_HWC - 127) / 128).transpose(2, 0, 1))
+
+
+def _cut(path: Path) -> Image.Image:
+    from PIL import Image
+
+    with Image.open(path) as file:
+        stamp = file.convert("RGBA")
+    return stamp.crop(stamp.getchannel("A").getbbox())

@@ -189,7 +189,7 @@ def test_a_weight_begins_where_the_float_one_is_in_its_cell() -> None:
     scale = np.asarray(constant(graph.initializers["w_scale"])).reshape(-1, 1, 1, 1)
     unit = np.asarray(constant(graph.initializers["w_unit"])).reshape(-1, 1, 1, 1)
     inside = np.abs(middle / scale) < 3
-    assert np.allclose((w * unit)[inside], middle[inside], atol=1.1e-2 * scale.max())
+    assert np.allclose((w * unit)[inside], middle[inside], atol=5.1e-2 * scale.max())
 
 
 def test_steps_stay_if_they_are_not_to_be_learned() -> None:

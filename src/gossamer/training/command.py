@@ -35,6 +35,7 @@ from gossamer.training.loop import Trained
 from gossamer.training.lower import lower
 from gossamer.training.measured import Gained, measure
 from gossamer.training.options import Options
+from gossamer.training.origin import with_origin
 from gossamer.training.rates import set_rates
 from gossamer.training.sparsity.chosen import Removal
 from gossamer.training.stages import STAGE, Formed, check_formed, in_stages
@@ -138,6 +139,7 @@ def train_model(
     check_not_input(source.path, folder)
     watch.say("reading the model and the data")
     student, notes = _ready(source, head, options.seed)
+    student = student._replace(model=with_origin(student.model, teacher))
     if options.rates:  # before anything takes time
         graph = twin(student.model)
         watch.say(set_rates(lower(graph), graph, options.rates))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -55,7 +55,9 @@ def propose(student: Model, teacher: Model, feeds: Mapping[str, np.ndarray]) -> 
         DataError: the teacher takes other inputs.
         CandidateError: the runtime refuses one of them.
     """
-    return paired(features(student, feeds), features(teacher, feeds), student.name, teacher.name)
+    theirs = features(teacher, feeds)
+    ours = features(student, feeds, {feature.name for feature in theirs})
+    return paired(ours, theirs, student.name, teacher.name)
 
 
 def paired(
@@ -66,7 +68,7 @@ def paired(
     Raises:
         OptionError: no resolution is in both.
     """
-    own, others = _by_positions(student), _by_positions(teacher)
+    own, others = _by_positions(_alike(student, teacher)), _by_positions(_alike(teacher, student))
     shared = [positions for positions in own if positions in others]
     if not shared:
         raise OptionError(
@@ -82,11 +84,15 @@ def paired(
     return tuple(dict.fromkeys(_hint(a, b) for a, b in pairs))
 
 
-def features(model: Model, feeds: Mapping[str, np.ndarray]) -> list[Feature]:
-    """Tensors at the ends of blocks, in the graph's order."""
-    candidates = [node.outputs[0] for node in model.ir.graph if _may_end_a_block(node)]
-    names = [str(value.name) for value in candidates]
-    session = open_session(with_outputs(model, names, "features"), optimize=False)
+def features(model: Model, feeds: Mapping[str, np.ndarray], names: Collection[str] = ()) -> list[Feature]:
+    """Tensors at the ends of blocks, in the graph's order.
+
+    Args:
+        names: tensors that count in any case: quantizing moves an activation into its quantizers, which keep its name.
+    """
+    ends = (node for node in model.ir.graph if _may_end_a_block(node) or node.outputs[0].name in names)
+    candidates = [node.outputs[0] for node in ends if node.outputs[0].uses() and not node.outputs[0].is_graph_output()]
+    session = open_session(with_outputs(model, [str(value.name) for value in candidates], "features"), optimize=False)
     count = session.static_batch or 1
     named = named_for(session, feeds, model.name)
     given = dict(
@@ -94,6 +100,13 @@ def features(model: Model, feeds: Mapping[str, np.ndarray]) -> list[Feature]:
     )
     found = (_feature(value, given[str(value.name)], count) for value in candidates)
     return [feature for feature in found if feature is not None]
+
+
+def _alike(found: Sequence[Feature], others: Sequence[Feature]) -> Sequence[Feature]:
+    """Where both graphs come from one, by most of their tensors, those that both have by name; else all."""
+    known = {(other.name, other.channels, other.positions) for other in others}
+    both = [feature for feature in found if (feature.name, feature.channels, feature.positions) in known]
+    return both if 2 * len(both) >= max(len(found), len(others)) else found
 
 
 def _feature(value: ir.Value, given: np.ndarray, count: int) -> Feature | None:
@@ -127,7 +140,7 @@ def _made_by(value: ir.Value) -> str:
 def _may_end_a_block(node: ir.Node) -> bool:
     output = node.outputs[0]
     ends = node.op_type in ENDS or (node.op_type in TURNED and _made_by(output) in RECURRENT)
-    return ends and bool(output.uses()) and not output.is_graph_output()
+    return bool(ends)
 
 
 def _by_positions(found: Sequence[Feature]) -> dict[tuple[int, ...], list[Feature]]:

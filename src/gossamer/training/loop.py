@@ -24,6 +24,7 @@ from gossamer.training.averages import follow, load, snapshot
 from gossamer.training.keeping import is_best, is_ruined, is_settled
 from gossamer.training.learning_rate import range_test, rate_at, set_rate
 from gossamer.training.options import Options
+from gossamer.training.pages import kept_pages
 from gossamer.training.probe import check_trainable, probe
 from gossamer.training.processes import engine, in_processes
 from gossamer.training.run import Job, Run, begin, resume, save
@@ -64,7 +65,10 @@ def train(job: Job) -> Trained:
     student = job.pupil.student
     check_trainable(student, job.name)
     device = next(student.parameters()).device
-    with torch.random.fork_rng(devices=[]):  # others would wake CUDA, which must sleep while processes are copied
+    with (
+        kept_pages(),
+        torch.random.fork_rng(devices=[]),
+    ):  # others would wake CUDA, which must sleep while processes are copied
         fabric = engine(job.options, unreached=probe(job))
         try:
             if job.options.devices == 1:

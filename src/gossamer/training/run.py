@@ -150,7 +150,7 @@ def identify(job: Job) -> Identity:
     """What the run is, before its first step."""
     pupil = job.pupil
     shares = zip(pupil.losses, pupil.weights, strict=True)
-    losses = ", ".join(f"{weight:g} {_described(loss)}" for loss, weight in shares)
+    losses = ", ".join(f"{weight:g} {described(loss)}" for loss, weight in shares)
     digests = [_data_digest(lessons) for lessons in (job.data, job.validation)]
     version = f"torch {torch.__version__}"
     penalties = "" if pupil.penalties is None else pupil.penalties.described()
@@ -159,7 +159,7 @@ def identify(job: Job) -> Identity:
     return Identity(student, digests[0], digests[1], losses, job.options, version, penalties, removal)
 
 
-def _described(loss: nn.Module) -> str:
+def described(loss: nn.Module) -> str:
     """A loss's name and its settings."""
     settings = {name: value for name, value in vars(loss).items() if not name.startswith("_") and name != "training"}
     return f"{type(loss).__name__}({', '.join(f'{name}={value}' for name, value in settings.items())})"

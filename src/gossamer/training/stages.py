@@ -30,6 +30,7 @@ from gossamer.training.constraining import (
 from gossamer.training.in_form import Course, Outcome, Shaping, train_in_form
 from gossamer.training.options import Options
 from gossamer.training.penalties.chosen import OF_INTEGERS, Wanted, parse
+from gossamer.training.run import described
 from gossamer.training.sparsity.chosen import Removal
 
 STAGE = ".stage-"  # begins the names of files of finished stages, which a killed run goes on from
@@ -214,6 +215,6 @@ def _check_removal(formed: Formed) -> None:
 def _digest(model: Model, course: Course, options: Options, formed: Formed) -> str:
     """Of what a run is, so that the stages of another are not taken for its own."""
     sha = hashlib.sha256(to_bytes(model))
-    losses = [(type(loss.loss).__name__, loss.weight) for loss in course.losses]
+    losses = [(described(loss.loss), loss.weight) for loss in course.losses]
     sha.update(msgspec.json.encode((options, formed, losses, course.learn.samples.digest())))
     return sha.hexdigest()[:16]

@@ -31,7 +31,8 @@ QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 REDUCED = 64  # see `affine.WEIGHT_LIMITS`
 LIMITS = (1, 3, 7, 15, 31, 63, REDUCED, 127, 32767)  # greatest integers of symmetric weights of 2 to 8 bits, and of 16
 BIAS_STEPS = 4096.0  # in a bias's unit: of 256, networks of 2 bits diverged, as their biases could not follow
-CELL = 0.49  # of a step: how far from an integer's middle its weight may begin
+CELL = 0.45  # of a step: how far from an integer's middle its weight may begin; nearer to the edge many change at once
+NEAR, MOSTLY = 2.0, 0.9  # steps, and the share of weights that are no farther from what they were rounded from
 
 
 def twin(model: Model, learn_steps: bool = True) -> Model:
@@ -197,11 +198,17 @@ def spread(part: np.ndarray, shape: tuple[int, ...], node: ir.Node) -> np.ndarra
 
 
 def _within_cells(middle: np.ndarray, node: ir.Node, scale: ir.Value, name: str, reference: Model | None) -> np.ndarray:
-    """The float weights of the reference, moved into the cells of the integers; or the middles where it has none."""
+    """The float weights of the reference, moved into the cells of the integers; or the middles where it has none.
+
+    Weights of the same name that are far from the integers are of another network.
+    """
     known = None if reference is None else constant(reference.ir.graph.initializers.get(name))
     if known is None or known.shape != middle.shape or known.dtype != np.float32:
         return middle
-    reach = CELL * spread(_array(scale), middle.shape, node)
+    steps = spread(_array(scale), middle.shape, node)
+    if np.mean(np.abs(known - middle) <= NEAR * steps) < MOSTLY:
+        return middle
+    reach = CELL * steps
     return np.asarray(np.clip(known, middle - reach, middle + reach), np.float32)
 
 

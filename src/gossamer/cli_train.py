@@ -100,6 +100,14 @@ def train(
             show_default=False,
         ),
     ] = "",
+    sections: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Train integers in so many sections, front to back, each by the tensors of the float network behind "
+            "its blocks, with the epochs for each; for few bits and few samples. 0: all at once.",
+        ),
+    ] = 0,
     data: Annotated[
         str | None,
         typer.Option(
@@ -210,6 +218,7 @@ def train(
             head,
             removal,
             tuple(part.strip() for part in penalty.split(",") if part.strip()),
+            sections,
         )
         if json:
             console.give(msgspec.json.encode(summary))

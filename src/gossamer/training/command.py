@@ -105,6 +105,7 @@ def train_model(
     head: int | None = None,
     removal: Removal = "second_order",
     penalties: tuple[str, ...] = (),
+    sections: int = 0,
 ) -> Summary:
     """Train an ONNX model on labels, a teacher or both, and write it with what it gained into a folder.
 
@@ -126,6 +127,8 @@ def train_model(
             movement or rigl in one run, while the others are trained.
         penalties: what weights cost by themselves, each with its strength: `lasso:0.1`, `group_lasso:0.1`,
             `mixture:0.01`, `rate:0.1`.
+        sections: that integers are trained in one after the other, front to back, with the epochs for each; by the
+            float network, its teacher. 0 trains the whole at once.
 
     Raises:
         InputError: the model, the teacher, the data, an option or the folder cannot be used.
@@ -133,7 +136,7 @@ def train_model(
         CandidateError: the loss became NaN, or memory does not suffice.
     """
     begin = perf_counter()
-    formed = Formed(constraint, rounds, activations, removal, penalties)
+    formed = Formed(constraint, rounds, activations, removal, penalties, sections)
     check_formed(formed, options)
     source, folder = read(model), writable_folder(out)
     check_not_input(source.path, folder)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -31,6 +33,7 @@ from gossamer.training.in_form import Course, Outcome, Shaping, train_in_form
 from gossamer.training.options import Options
 from gossamer.training.penalties.chosen import OF_INTEGERS, Wanted, parse
 from gossamer.training.run import described
+from gossamer.training.sections import train_in_sections
 from gossamer.training.sparsity.chosen import Removal
 
 STAGE = ".stage-"  # begins the names of files of finished stages, which a killed run goes on from
@@ -45,6 +48,7 @@ class Formed(NamedTuple):
         removal: how weights become zero: in rounds, at the least error of what layers compute; or in one run, while the
             others are trained (see `sparsity`).
         penalties: what weights cost by themselves, see `penalties.chosen`.
+        sections: that integers are trained in, one after the other, see `sections`; 0 and 1 train the whole at once.
     """
 
     constraint: str = ""
@@ -52,6 +56,7 @@ class Formed(NamedTuple):
     activations: Activations = "uint8"
     removal: Removal = "second_order"
     penalties: tuple[str, ...] = ()
+    sections: int = 0
 
 
 class Stage(NamedTuple):
@@ -85,6 +90,8 @@ def check_formed(formed: Formed, options: Options) -> None:
         raise OptionError(f"rounds is {rounds}; allowed is 1 or more")
     check_activations(constraint, formed.activations)
     _check_removal(formed)
+    if formed.sections > 1 and (formed.penalties or formed.removal != "second_order"):
+        raise OptionError("sections are trained without penalties or zeros that appear meanwhile; leave either out")
     stages = plan(formed)
     if options.epochs < len(stages):
         raise OptionError(
@@ -132,17 +139,24 @@ def in_stages(model: Model, course: Course, options: Options, formed: Formed, fo
         OptionError: no weight can take the form, or there are fewer steps than updates of zeros.
         ModelError, DataError, CandidateError: see `train_in_form`.
     """
+    key = _digest(model, course, options, formed)
+
+    def finished_of(number: int, stage: int = 0) -> Path:
+        return folder / f"{STAGE}{stage}-section-{number}-{key}.onnx"
+
+    if not formed.constraint and formed.sections > 1:
+        return train_in_sections(model, course, options, formed.sections, finished_of), ""
     if not formed.constraint:
         return train_in_form(model, course, options, shaping=Shaping(formed.penalties)), ""
     stages = plan(formed)
-    key = _digest(model, course, options, formed)
     each = options.epochs // len(stages)
     for number, stage in enumerate(stages[:-1], 1):
         finished = folder / f"{STAGE}{number}-{key}.onnx"
         if finished.exists():
             model = normalise(read(finished))
             continue
-        outcome = _trained(model, stage, course, msgspec.structs.replace(options, epochs=each), formed)
+        some = msgspec.structs.replace(options, epochs=each)
+        outcome = _trained(model, stage, course, some, formed, partial(finished_of, stage=number))
         if outcome.trained.interrupted:
             return outcome, stage.constraint
         model = outcome.model
@@ -150,11 +164,14 @@ def in_stages(model: Model, course: Course, options: Options, formed: Formed, fo
         if course.checkpoint is not None:
             course.checkpoint.unlink(missing_ok=True)
     rest = options.epochs - each * (len(stages) - 1)
-    outcome = _trained(model, stages[-1], course, msgspec.structs.replace(options, epochs=rest), formed)
+    some = msgspec.structs.replace(options, epochs=rest)
+    outcome = _trained(model, stages[-1], course, some, formed, partial(finished_of, stage=len(stages)))
     return outcome, stages[-1].constraint if outcome.trained.interrupted else formed.constraint
 
 
-def _trained(model: Model, stage: Stage, course: Course, options: Options, formed: Formed) -> Outcome:
+def _trained(
+    model: Model, stage: Stage, course: Course, options: Options, formed: Formed, finished: Callable[[int], Path]
+) -> Outcome:
     course.watch.say(_told(stage, formed.removal))
     samples, threads = course.learn.samples, available_cores()
     if stage.constraint:
@@ -163,6 +180,8 @@ def _trained(model: Model, stage: Stage, course: Course, options: Options, forme
         moved = cleaned(model, samples, threads)
     for note in moved.notes[len(model.notes) :]:
         course.watch.say(f"  {note}")
+    if formed.sections > 1:
+        return train_in_sections(moved, course, options, formed.sections, finished)
     sparse = bool(stage.constraint) and is_sparse(stage.constraint)
     return train_in_form(
         moved, course, options, sparse=sparse, shaping=Shaping(stage.penalties, formed.removal, stage.zeros)

@@ -96,7 +96,8 @@ def train(
         typer.Option(
             metavar="A:STRENGTH,...",
             help="What weights cost by themselves: lasso, group_lasso, mixture (values that gather), rate (the bits "
-            "that integers take in an archive), as in lasso:0.1 or rate:0.2.",
+            "that integers take in an archive), as in lasso:0.1 or rate:0.2. They make weights small or alike; what "
+            "makes zeros and shared values of them is --constraint.",
             show_default=False,
         ),
     ] = "",

@@ -168,6 +168,18 @@ def test_the_solver_train_is_second_order_and_then_training(
     assert any("taught by the original" in note for note in trained.notes)
 
 
+def test_schooling_that_nobody_asked_for_or_that_is_wrong_is_refused(original: Model) -> None:
+    for config, message in (
+        ({"schooling": {"epochs": 1}}, "schooling is of solver train, not of second_order"),
+        (
+            {"solver": "train", "schooling": {"epoch": 1}},
+            "those of schooling are epochs, samples, batch, rate",
+        ),
+    ):
+        with pytest.raises(OptionError, match=message):
+            run(Step("constrain_weights", config), original, None)
+
+
 def test_the_solver_train_says_what_it_needs(original: Model, pictures: np.ndarray) -> None:
     step = Step("constrain_weights", {"solver": "train"})
     for evidence in (None, Evidence(samples(pictures, 0, 20))):

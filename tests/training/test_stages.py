@@ -146,6 +146,30 @@ def test_a_schedule_longer_than_the_training_is_refused(tmp_path: Path) -> None:
         formed_by(Formed("sparse:0.6", removal="gradual"), tmp_path, Options(epochs=1, batch=16, device="cpu"))
 
 
+def test_stages_of_another_teacher_are_not_taken_for_ones_own(tmp_path: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(line: str) -> None:
+        if "sparse:0.6+codebook:4" in line:
+            raise Stopped
+
+    model, formed = normalise(network()), Formed("sparse:0.6+codebook:4", 1)
+    with pytest.raises(Stopped):
+        in_stages(model, course(model, Watch(stop)), QUICK, formed, tmp_path)
+    for teacher, told in ((model, "going on behind stage 1"), (None, "moving weights into sparse:0.6")):
+        said: list[str] = []
+        taught = course(model, Watch(said.append))
+        if teacher is None:
+            others = [
+                Lessons(one.samples, lambda rows, feeds: (np.ones((len(rows), 4), np.float32),))
+                for one in (taught.learn, taught.choose)
+            ]
+            taught = taught._replace(learn=others[0], choose=others[1])
+        in_stages(model, taught, QUICK, formed, tmp_path)
+        assert said[0].startswith(told)
+
+
 def test_an_interrupted_run_does_not_claim_its_zeros(tmp_path: Path) -> None:
     def stop(done: int, total: int) -> None:
         if done > total // 2:

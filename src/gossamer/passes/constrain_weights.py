@@ -110,6 +110,8 @@ def requires(model: Model, config: Config, scope: Scope) -> None:
     for text in dict.fromkeys((config.constraint, *config.by_layer.values())):
         if rate_of(constraint_from_text(text)) and config.solver == "nearest":
             raise OptionError(f"constrain_weights: {text}: {NO_RATE}")
+    if config.schooling != Schooling() and config.solver != "train":
+        raise OptionError(f"constrain_weights: schooling is of solver train, not of {config.solver}; drop it")
     check_names(config.by_layer, model, "constrain_weights: by_layer")
     left = _choose(model, config, scope).found.whole()
     for node in model.ir.graph:

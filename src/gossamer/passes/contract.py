@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, get_type_hints
 
 import msgspec
 import onnx_ir as ir
@@ -91,8 +92,12 @@ def configure(step: Step) -> Any:
     try:
         return msgspec.convert(step.config, find(step.method).Config)
     except msgspec.ValidationError as error:
-        fields = ", ".join(find(step.method).Config.__struct_fields__)
-        raise OptionError(f"{step.method}: {error}; its options are {fields or 'none'}") from error
+        nested = re.search(r"`\$\.(\w+)", str(error))
+        kind = get_type_hints(find(step.method).Config).get(nested[1] if nested else "")
+        named = getattr(kind, "__struct_fields__", None)
+        owner = f"those of {nested[1]}" if named and nested else "its options"
+        fields = ", ".join(named or find(step.method).Config.__struct_fields__)
+        raise OptionError(f"{step.method}: {error}; {owner} are {fields or 'none'}") from error
 
 
 def run(step: Step, model: Model, evidence: Evidence | None = None) -> Result:

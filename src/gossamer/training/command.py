@@ -60,6 +60,9 @@ class Summary(msgspec.Struct, frozen=True):
         accuracy: before anything and after, of the files in onnxruntime, on samples that were in neither of the other
             two: against the labels, or without any against the teacher. Of several outputs that learned, the mean.
         tasks: the same of each output, if several learned.
+        form: what was asked for: constraint, rounds, removal, penalties and the like.
+        head: for how many classes the last layer was drawn anew.
+        options: those that were given, but for a batch that memory halved. In several stages `trained` is the last.
     """
 
     artifact: str
@@ -74,11 +77,14 @@ class Summary(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
     constraint: str = ""
     tasks: dict[str, Accuracy] = msgspec.field(default_factory=dict)
+    form: Formed = Formed()
+    head: int | None = None
 
     def line(self) -> str:
         """The outcome as a person reads it."""
         got, epoch = self.accuracy, self.trained.best_epoch
-        kept = f"epoch {epoch}" if epoch else "nothing better than the beginning"
+        beginning = "the weights that were moved into it last" if self.constraint else "the beginning"
+        kept = f"epoch {epoch}" if epoch else f"no epoch better than {beginning}"
         kept += ", interrupted" if self.trained.interrupted else ""
         each = [f"{name} {task.original:.2%} -> {task.result:.2%}" for name, task in self.tasks.items()]
         kept = "; ".join([kept, ", ".join(each)]) if each else kept
@@ -143,6 +149,9 @@ def train_model(
     watch.say("reading the model and the data")
     student, notes = _ready(source, head, options.seed)
     student = student._replace(model=with_origin(student.model, teacher))
+    if head is not None:
+        first, *others = (str(value.name) for value in student.model.ir.graph.outputs)
+        watch.say(f"output {first} is of {head} new classes" + (f"; {', '.join(others)} stay" if others else ""))
     if options.rates:  # before anything takes time
         graph = twin(student.model)
         watch.say(set_rates(lower(graph), graph, options.rates))
@@ -170,7 +179,7 @@ def train_model(
         artifact=str(target),
         teacher=lessons.name,
         losses=lessons.words,
-        options=outcome.options,
+        options=msgspec.structs.replace(outcome.options, epochs=options.epochs, rate=options.rate),
         distillation=distillation,
         samples=(len(parts.learn), len(parts.choose), len(parts.verify)),
         trained=trained,
@@ -179,6 +188,8 @@ def train_model(
         notes=tuple(dict.fromkeys((*notes, *said, *outcome.model.notes))),
         constraint=stage,
         tasks=gained.each,
+        form=formed,
+        head=head,
     )
     write_file(folder / "training.json", msgspec.json.format(msgspec.json.encode(summary), indent=2))
     if not trained.interrupted:  # else the same command goes on where it was

@@ -151,7 +151,7 @@ def identify(job: Job) -> Identity:
     pupil = job.pupil
     shares = zip(pupil.losses, pupil.weights, strict=True)
     losses = ", ".join(f"{weight:g} {described(loss)}" for loss, weight in shares)
-    digests = [_data_digest(lessons) for lessons in (job.data, job.validation)]
+    digests = [data_digest(lessons) for lessons in (job.data, job.validation)]
     version = f"torch {torch.__version__}"
     penalties = "" if pupil.penalties is None else pupil.penalties.described()
     removal = "" if pupil.shaper is None else pupil.shaper.described()
@@ -165,7 +165,8 @@ def described(loss: nn.Module) -> str:
     return f"{type(loss).__name__}({', '.join(f'{name}={value}' for name, value in settings.items())})"
 
 
-def _data_digest(lessons: Lessons) -> str:
+def data_digest(lessons: Lessons) -> str:
+    """Of the samples, and of what is taught about the first of them."""
     sha = hashlib.sha256(lessons.samples.digest().encode())
     for piece in lessons.pieces(np.arange(min(FEW, len(lessons))), FEW):
         for taught in piece.taught:

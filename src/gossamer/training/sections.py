@@ -67,7 +67,9 @@ def train_in_sections(
     found = sections(model, blocks(model, teacher, feeds, count))
     for number, section in enumerate(found[:-1], 1):
         file = finished(number)
-        if not file.exists():
+        if file.exists():
+            course.watch.say(f"going on behind section {number} of {len(found)}")
+        else:
             course.watch.say(f"section {number} of {len(found)}, up to {section.outputs[-1]}")
             outcome = train_section(model, teacher, section, course, options)
             if outcome.trained.interrupted:

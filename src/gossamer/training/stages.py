@@ -32,7 +32,7 @@ from gossamer.training.constraining import (
 from gossamer.training.in_form import Course, Outcome, Shaping, train_in_form
 from gossamer.training.options import Options
 from gossamer.training.penalties.chosen import OF_INTEGERS, Wanted, parse
-from gossamer.training.run import described
+from gossamer.training.run import data_digest, described
 from gossamer.training.sections import train_in_sections
 from gossamer.training.sparsity.chosen import Removal
 
@@ -40,7 +40,7 @@ STAGE = ".stage-"  # begins the names of files of finished stages, which a kille
 ROUNDS = 4  # in which a ratio of zeros is reached
 
 
-class Formed(NamedTuple):
+class Formed(msgspec.Struct, frozen=True, omit_defaults=True):
     """The form that weights are to have in the end; no constraint leaves the model in the form that it has.
 
     Attributes:
@@ -153,6 +153,7 @@ def in_stages(model: Model, course: Course, options: Options, formed: Formed, fo
     for number, stage in enumerate(stages[:-1], 1):
         finished = folder / f"{STAGE}{number}-{key}.onnx"
         if finished.exists():
+            course.watch.say(f"going on behind stage {number}, {stage}")
             model = normalise(read(finished))
             continue
         some = msgspec.structs.replace(options, epochs=each)
@@ -235,5 +236,6 @@ def _digest(model: Model, course: Course, options: Options, formed: Formed) -> s
     """Of what a run is, so that the stages of another are not taken for its own."""
     sha = hashlib.sha256(to_bytes(model))
     losses = [(described(loss.loss), loss.weight) for loss in course.losses]
-    sha.update(msgspec.json.encode((options, formed, losses, course.learn.samples.digest())))
+    lessons = [data_digest(one) for one in (course.learn, course.choose)]
+    sha.update(msgspec.json.encode((options, formed, losses, lessons)))
     return sha.hexdigest()[:16]

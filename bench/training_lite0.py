@@ -1,14 +1,15 @@
 """EfficientNet-Lite0 with weights in 4 bits, trained without labels: what of the lost agreement comes back.
 
-The network in float teaches it, section by section (`sections`), on pictures that `scenes` puts together from Tux
-Paint's 286 cut-outs without a label. Judged on the 150 others, as they are and mirrored, which no tool saw;
-agreement is with the float network's best class. Pictures, sections and rate were chosen on 60 of the 286, which
-training did not see then; all 286 train here.
+The network in float teaches it, section by section (`gossamer.training.sections`), on pictures that `scenes` puts
+together from Tux Paint's 286 cut-outs without a label. Judged on the 150 others, as they are and mirrored, which no
+tool saw; agreement is with the float network's best class. Pictures, sections and rate were chosen on 60 of the 286,
+which training did not see then; all 286 train here.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +17,26 @@ import numpy as np
 import gallery
 import judge
 import scenes
-import sections
 import stamps
 from gossamer.errors import GossamerError
 from gossamer.intake.normalise import normalise
 from gossamer.intake.onnx_file import read
 from gossamer.measuring.intervals import student_t
-from gossamer.nouns.model import save
+from gossamer.nouns.model import Model, save
 from gossamer.nouns.plan import Step
+from gossamer.nouns.samples import samples_from_arrays
 from gossamer.passes.contract import run_plan
 from gossamer.planning.candidates import CLEAN
+from gossamer.training.hints import features
+from gossamer.training.holding_out import hold_out
+from gossamer.training.in_form import Course, train_in_form
+from gossamer.training.lessons import Lessons
+from gossamer.training.losses.soft_labels import SoftLabels
 from gossamer.training.options import Options
+from gossamer.training.pupil import WeightedLoss
+from gossamer.training.sections import sections, train_section, with_weights
+from gossamer.training.teacher import from_model
 from gossamer.training.watching import Watch
-from sections import train_sections
 from training_cases import Made, code_digest, digest_of, made_once, quantized_by, tell, write_facts
 
 BITS = 4
@@ -36,6 +44,7 @@ CALIBRATION = 64
 SIDES = ((112, 56), (28,), (14,), (7,))  # of the squares that the blocks of a section end in
 PICTURES, QUICK_PICTURES = 1600, 40
 BATCH, RATE, AVERAGE = 4, 3e-3, 0.98
+TEMPERATURE = 2.0
 
 
 def print_table(quick: bool, seconds: float) -> None:
@@ -79,8 +88,24 @@ def trained(source: Path, work: gallery.Work, quick: bool) -> Made:
         made = scenes.scenes(stamps.unlabelled(), count, options.seed)
         images = np.stack([stamps.as_input(picture) for picture in made])
         teacher = run_plan(CLEAN, normalise(read(work.model))).model
-        save(train_sections(read(source), teacher, SIDES, images, options, Watch(say=tell)), folder / "model.onnx")
+        save(by_section(replace(read(source), reference=teacher), teacher, images, options), folder / "model.onnx")
         write_facts(folder, {"cpu_s": time.process_time() - begin})
 
-    code = [Path(str(module.__file__)).read_text() for module in (scenes, stamps, sections)]
+    code = [Path(str(module.__file__)).read_text() for module in (scenes, stamps)]
     return made_once("lite0", [digest_of(source), SIDES, count, repr(options), *code, code_digest()], fill)
+
+
+def by_section(student: Model, teacher: Model, image_NCHW: np.ndarray, options: Options) -> Model:
+    """As `train_in_sections`, but that sections end where the pictures become smaller."""
+    (name,) = (str(value.name) for value in student.ir.graph.inputs)
+    (choose,), learn = hold_out(samples_from_arrays({name: image_NCHW}), options.seed)
+    logits = from_model(teacher, [str(value.name) for value in teacher.ir.graph.outputs])
+    lessons = Lessons(learn, logits), Lessons(choose, logits)
+    course = Course((WeightedLoss(SoftLabels(TEMPERATURE)),), (), *lessons, None, Watch(say=tell))
+    shared = {str(value.name) for node in student.ir.graph for value in node.outputs}
+    clipped = {str(node.outputs[0].name) for node in teacher.ir.graph if node.op_type == "Clip"}
+    ends = [end for end in features(teacher, {name: image_NCHW[:1]}) if end.name in shared - clipped]
+    *followed, last = sections(student, [[end.name for end in ends if end.positions[0] in sides] for sides in SIDES])
+    for section in followed:
+        student = with_weights(student, train_section(student, teacher, section, course, options).model)
+    return train_in_form(student, course, options, last.nodes).model

@@ -116,7 +116,7 @@ def train_in_form(
     options = for_fixed_batch(options, course.learn.fixed_batch)
     shaper = None if shaping.zeros is None else _shaper(model, _trained(shaped), shaping, notes)
     if shaper is not None:
-        shaper.check(options.epochs * len(steps_of(len(course.learn), options, 0)))
+        shaper.check(options.epochs * len(steps_of(len(course.learn), options, 0)), options.epochs)
     pupil = Pupil(module, course.losses, build_penalties(parse(shaping.penalties), _trained(layers)), shaper)
     trained = train(Job(pupil, course.learn, course.choose, options, course.checkpoint, course.watch, name=model.name))
     result = settle(write_back(module, graph), model)

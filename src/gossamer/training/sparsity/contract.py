@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -78,18 +78,19 @@ class Shaper(nn.Module):
         """Whether the student is as sparse as it is to be, once so many steps are done."""
         return at.done >= self._step_of(self.updates, at.total)
 
-    def check(self, total: int) -> None:
-        """See that so many steps suffice for all updates.
+    def check(self, total: int, epochs: int = 1) -> None:
+        """See that so many steps, of so many epochs, suffice for all updates.
 
         Raises:
             OptionError: they do not.
         """
         changing = int((self.end - self.begin) * total)
         if changing < self.updates:
-            least = int(np.ceil(self.updates / (self.end - self.begin)))
+            least = ceil(self.updates / (self.end - self.begin))
             raise OptionError(
                 f"{as_text(self.aim)} by {self.name} changes its zeros {self.updates} times, and so needs at least "
-                f"{least} steps of training; these are {total}: give more epochs, or a smaller batch"
+                f"{least} steps of training; these are {total}: give {ceil(epochs * least / max(total, 1))} epochs at "
+                "least, or a smaller batch"
             )
 
     def described(self) -> str:

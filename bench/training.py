@@ -31,7 +31,7 @@ import training_lite0
 import training_losses
 import training_nets
 from gossamer.errors import GossamerError
-from gossamer.measuring.intervals import student_t
+from records_tables import change, spread
 from training_cases import (
     BATCH,
     FULL,
@@ -184,29 +184,15 @@ def print_rows(rows: Sequence[Row], against: Row, words: str, effort: Effort, se
             print(f"| {row.name} | failed: {row.failed} | | | | | |")
             continue
         mine = right(row, effort)
-        change = "" if row is against or base is None else _change(mine, base)
+        points = "" if row is against or base is None else change(mine, base)
         seconds_each = np.mean([made.facts.get("cpu_s", 0.0) for made in row.made])
-        print(f"| {row.name} | {_spread(mine)} | {change} | {times[row.name]} | {seconds_each:.0f} |")
+        print(f"| {row.name} | {spread(mine)} | {points} | {times[row.name]} | {seconds_each:.0f} |")
     print(flush=True)
 
 
 def right(row: Row, effort: Effort) -> np.ndarray:
     """Which test images the files of a row get right (S, N)."""
     return np.stack([hits(made, effort) for made in row.made])
-
-
-def _spread(hits_SN: np.ndarray) -> str:
-    each = hits_SN.mean(1)
-    return f"{each.mean():.2%} ({each.min():.2%}-{each.max():.2%})"
-
-
-def _change(mine_SN: np.ndarray, base_SN: np.ndarray) -> str:
-    """Mean over seeds, with the interval of a test image's mean."""
-    change_N = (mine_SN.astype(float) - base_SN).mean(0)
-    if not np.ptp(change_N):
-        return f"{change_N[0]:+.2f}"
-    low, high = student_t(change_N)
-    return f"{100 * change_N.mean():+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
 
 
 # --- steps

@@ -20,7 +20,7 @@ from gossamer.planning.priced import Place
 from gossamer.planning.recovering import to_train, trained
 from gossamer.planning.refinement import correct_in_order, refine, round_by_loss
 from gossamer.shrinking import MOST_TRAINED, Ledger, shrink, train_smaller, weigh, weigh_archives
-from gossamer.trials import Bench, TimeUp, Trial, added, attempts, final_race, find_blame, original
+from gossamer.trials import Bench, TimeUp, Trial, added, attempts, check_time, final_race, find_blame, original
 
 
 def try_all(bench: Bench) -> tuple[list[Trial], str]:
@@ -61,8 +61,7 @@ def _guard(bench: Bench, tried: list[Trial]) -> None:
     broken = to_mend([trial.candidate for trial in tried], bench.budget)
     if broken is None:
         return
-    if perf_counter() > bench.deadline:
-        raise TimeUp
+    check_time(bench)
     bench.say(f"{broken.name} breaks the floor: looking for the layers to blame")
     try:
         order = culprits(find_blame(bench, broken))
@@ -90,8 +89,7 @@ def _recover(bench: Bench, tried: list[Trial]) -> None:
     if plan is None:
         bench.say("nothing to train: no plan of integers would be better than what holds the floor as it is")
         return
-    if perf_counter() > bench.deadline:
-        raise TimeUp
+    check_time(bench)
     untrained = next(trial for trial in tried if trial.candidate.plan == plan)
     _trained(bench, tried, untrained, min(bench.train_s, bench.deadline - perf_counter()))
 
@@ -123,8 +121,7 @@ def _shrink(bench: Bench, tried: list[Trial]) -> None:
     limit_bytes = bench.budget.size_limit(full_bytes)
     if aim == "latency" and limit_bytes is None:
         return
-    if perf_counter() > bench.deadline:
-        raise TimeUp
+    check_time(bench)
     bench.say("weighing what every weight could become")
 
     def attempt(plan: Plan) -> Attempt | None:
@@ -150,8 +147,7 @@ def _train_smaller(bench: Bench, tried: list[Trial], found: Ledger, limit_bytes:
         return
     if not met and limit_bytes is None:
         return
-    if perf_counter() > bench.deadline:
-        raise TimeUp
+    check_time(bench)
 
     def attempt(plan: Plan) -> Attempt | None:
         untrained = added(plan, bench, tried)
@@ -177,8 +173,7 @@ def _hasten(bench: Bench, tried: list[Trial]) -> None:
     static = [one for one in alive if any(step.method == "quantize_static" for step in one.plan.steps)]
     full_ms = tried[0].candidate.facts.latency_ms.original if tried[0].candidate.facts else 0.0
     held = [one.facts.latency_ms.ratio for one in alive if one.facts and meets(one.facts, anyhow)]
-    if perf_counter() > bench.deadline:
-        raise TimeUp
+    check_time(bench)
     bench.say("timing what every layer could become")
 
     def attempt(plan: Plan) -> Measured | None:

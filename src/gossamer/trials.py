@@ -210,6 +210,16 @@ def attempts(plan: Plan, bench: Bench, tried: list[Trial]) -> Iterator[Trial]:
     yield Trial(candidate, bench.journal.file_of(plan), entry.stores)
 
 
+def check_time(bench: Bench) -> None:
+    """See that there is time to begin something.
+
+    Raises:
+        TimeUp: there is none.
+    """
+    if perf_counter() > bench.deadline:
+        raise TimeUp
+
+
 def added(plan: Plan, bench: Bench, tried: list[Trial]) -> Trial | None:
     """The plan's trial, among those tried from now on; None if there is nothing new about it.
 

@@ -42,6 +42,15 @@ def model() -> Model:
     return parse(text, **arrays)
 
 
+def network() -> Model:
+    """Eight numbers to four scores, by weights that few bits do not hold."""
+    rng = np.random.default_rng(0)
+    text = """g (float[N,8] x) => (float[N,4] scores) {
+        a = Gemm(x, first, b) h = Relu(a) scores = Gemm(h, second, c) }"""
+    shapes = {"first": (8, 64), "b": (64,), "second": (64, 4), "c": (4,)}
+    return parse(text, **{name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()})
+
+
 def net(graph: Model | None = None) -> Net:
     """Lowered."""
     graph = model() if graph is None else graph

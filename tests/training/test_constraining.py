@@ -12,6 +12,7 @@ pytest.importorskip("torch", reason="torch is not installed: pip install 'gossam
 pytest.importorskip("lightning_fabric", reason="lightning-fabric is not installed: pip install 'gossamer[train]'")
 
 from tests.passes.graphs import parse
+from tests.training.small_nets import network
 
 from gossamer.errors import DataError, OptionError
 from gossamer.graph.edit import constant
@@ -25,15 +26,6 @@ from gossamer.training.options import Options
 from gossamer.training.watching import Watch
 
 QUICK = Options(epochs=8, batch=32, device="cpu", rate=0.01)
-
-
-def network() -> Model:
-    """Eight numbers to four scores, by weights that few bits do not hold."""
-    rng = np.random.default_rng(0)
-    text = """g (float[N,8] x) => (float[N,4] scores) {
-        a = Gemm(x, first, b) h = Relu(a) scores = Gemm(h, second, c) }"""
-    shapes = {"first": (8, 64), "b": (64,), "second": (64, 4), "c": (4,)}
-    return parse(text, **{name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()})
 
 
 @pytest.fixture

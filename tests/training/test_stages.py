@@ -12,6 +12,7 @@ pytest.importorskip("lightning_fabric", reason="lightning-fabric is not installe
 pytest.importorskip("safetensors", reason="safetensors is not installed: pip install 'gossamer[train]'")
 
 from tests.passes.graphs import parse
+from tests.training.small_nets import network
 
 from gossamer.constraints.contract import constraint_from_text
 from gossamer.errors import OptionError
@@ -31,15 +32,6 @@ from gossamer.training.watching import Watch
 
 QUICK = Options(epochs=6, batch=16, device="cpu", rate=0.01)  # 20 steps an epoch
 POINTS = np.random.default_rng(1).standard_normal((400, 8)).astype(np.float32)
-
-
-def network() -> Model:
-    """Eight numbers to four scores."""
-    rng = np.random.default_rng(0)
-    text = """g (float[N,8] x) => (float[N,4] scores) {
-        a = Gemm(x, first, b) h = Relu(a) scores = Gemm(h, second, c) }"""
-    shapes = {"first": (8, 64), "b": (64,), "second": (64, 4), "c": (4,)}
-    return parse(text, **{name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()})
 
 
 def course(model: Model, watch: Watch = Watch(), checkpoint: Path | None = None) -> Course:  # noqa: B008

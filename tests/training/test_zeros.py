@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed: pip install 'gossamer[train]'")
 pytest.importorskip("lightning_fabric", reason="lightning-fabric is not installed: pip install 'gossamer[train]'")
 
-from tests.passes.graphs import parse
+from tests.training.small_nets import network
 
 from gossamer.constraints.contract import constraint_from_text
 from gossamer.graph.weight_uses import weight_uses
@@ -29,15 +29,6 @@ from gossamer.training.zeros import keep_zeros
 
 QUICK = Options(epochs=6, batch=32, device="cpu", rate=3e-3)
 POINTS = np.random.default_rng(1).standard_normal((1200, 8)).astype(np.float32)
-
-
-def network() -> Model:
-    """Eight numbers to four scores."""
-    rng = np.random.default_rng(0)
-    text = """g (float[N,8] x) => (float[N,4] scores) {
-        a = Gemm(x, first, b) h = Relu(a) scores = Gemm(h, second, c) }"""
-    shapes = {"first": (8, 64), "b": (64,), "second": (64, 4), "c": (4,)}
-    return parse(text, **{name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()})
 
 
 def constrained(model: Model, text: str, **config: object) -> Model:

@@ -9,13 +9,12 @@ import numpy as np
 
 from gossamer.arith.histogram import Observed
 from gossamer.arith.moments import Moments
-from gossamer.errors import OptionError
 from gossamer.measuring.channels import activation_rows, channel_peaks
 from gossamer.measuring.moments import moments
 from gossamer.measuring.ranges import observe
 from gossamer.nouns.model import Model
 from gossamer.nouns.samples import Samples
-from gossamer.nouns.schooling import School, Schooling
+from gossamer.nouns.schooling import School
 
 KEPT_BYTES = 1_000_000_000  # of what `once` remembers
 
@@ -42,20 +41,6 @@ class Evidence:
         self._moments: dict[int, tuple[Model, dict[str, Moments]]] = {}
         self._made: dict[tuple[int, Hashable], tuple[Model, object]] = {}
         self._made_bytes = 0
-
-    def trained(self, model: Model, schooling: Schooling, nodes: frozenset[str] | None, who: str) -> tuple[Model, str]:
-        """See `nouns.schooling.School.train`.
-
-        Args:
-            who: the step that asks, for the message.
-
-        Raises:
-            OptionError: there is nothing to learn from.
-            ModelError, CandidateError: see `School.train`.
-        """
-        if self.school is None:
-            raise OptionError(f"{who} needs samples to learn from; give --train-data")
-        return self.school.train(model, schooling, nodes)
 
     def ranges(self, model: Model, names: Sequence[str], histogram: bool) -> dict[str, Observed]:
         """What `observe` says of these tensors; only those not seen yet cost a pass.

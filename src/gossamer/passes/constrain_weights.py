@@ -44,7 +44,7 @@ from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Scope
 from gossamer.nouns.prediction import Prediction
 from gossamer.nouns.schooling import Schooling
-from gossamer.passes.contract import Result, check_names, in_scope, nodes_in_scope
+from gossamer.passes.contract import Result, check_names, in_scope, nodes_in_scope, trained
 from gossamer.solvers.contract import Solved
 from gossamer.solving import NO_RATE, Answer, Solver, alike, solve_all
 
@@ -212,13 +212,11 @@ def _trained(before: Model, model: Model, config: Config, scope: Scope, evidence
         OptionError: there are no samples to learn from.
         ModelError, CandidateError: see `nouns.schooling.School.train`.
     """
-    if evidence is None:
-        raise OptionError("constrain_weights: solver train needs samples to learn from; give --train-data")
     known = {node.name for node in before.ir.graph}
     inside = (node.name or "" for node in model.ir.graph if node.name not in known or in_scope(scope, node))
     nodes = None if scope == Scope() else frozenset(inside)
-    trained, note = evidence.trained(model, config.schooling, nodes, "constrain_weights: solver train")
-    return replace(trained, reference=model.reference), note
+    result, note = trained("constrain_weights: solver train", model, config.schooling, nodes, evidence)
+    return replace(result, reference=model.reference), note
 
 
 # --- what is constrained

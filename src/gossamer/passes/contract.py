@@ -27,6 +27,7 @@ from gossamer.errors import OptionError
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Plan, Scope, Step
 from gossamer.nouns.prediction import Prediction
+from gossamer.nouns.schooling import Schooling
 
 if TYPE_CHECKING:
     from gossamer.measuring.evidence import Evidence
@@ -116,6 +117,23 @@ def run(step: Step, model: Model, evidence: Evidence | None = None) -> Result:
     result = chosen.apply(model, config, step.scope, evidence)
     chosen.ensures(model, result, config)
     return result
+
+
+def trained(
+    who: str, model: Model, schooling: Schooling, nodes: frozenset[str] | None, evidence: Evidence | None
+) -> tuple[Model, str]:
+    """What the evidence's school makes of a model, see `nouns.schooling.School.train`.
+
+    Args:
+        who: the step that asks, for the message.
+
+    Raises:
+        OptionError: there is nothing to learn from.
+        ModelError, CandidateError: see `School.train`.
+    """
+    if evidence is None or evidence.school is None:
+        raise OptionError(f"{who} needs samples to learn from; give --train-data")
+    return evidence.school.train(model, schooling, nodes)
 
 
 class Applied(NamedTuple):

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from gossamer.errors import CandidateError, OptionError
+from gossamer.errors import CandidateError
 from gossamer.graph.qdq import integers_behind
 from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Scope
 from gossamer.nouns.schooling import Schooling
-from gossamer.passes.contract import Result, in_scope
+from gossamer.passes.contract import Result, in_scope, trained
 
 if TYPE_CHECKING:
     from gossamer.measuring.evidence import Evidence
@@ -52,12 +52,10 @@ def apply(model: Model, config: Config, scope: Scope, evidence: Evidence | None)
     nodes = None if scope == Scope() else frozenset(node.name or "" for node in model.ir.graph if in_scope(scope, node))
     if nodes is not None and not nodes:
         return Result(model, False)
-    if evidence is None:
-        raise OptionError("train_weights needs samples to learn from; give --train-data")
-    trained, note = evidence.trained(model, config, nodes, "train_weights")
-    if trained is model:
+    result, note = trained("train_weights", model, config, nodes, evidence)
+    if result is model:
         return Result(model, False, (f"train_weights: {note}",))
-    return Result(replace(trained, reference=model.reference), True, (f"train_weights: {note}",))
+    return Result(replace(result, reference=model.reference), True, (f"train_weights: {note}",))
 
 
 def ensures(before: Model, result: Result, config: Config) -> None:

@@ -19,7 +19,6 @@ from gossamer.training.layer_weights import LayerWeight, layer_weights
 from gossamer.training.lessons import Lessons
 from gossamer.training.loop import Trained, steps_of, train
 from gossamer.training.lower import lower
-from gossamer.training.operators.fake_quantize import DOMAIN
 from gossamer.training.options import Options
 from gossamer.training.pace import at_pace
 from gossamer.training.penalties.chosen import OF_INTEGERS, parse
@@ -30,7 +29,7 @@ from gossamer.training.run import Job
 from gossamer.training.settle import settle
 from gossamer.training.sparsity.chosen import Removal, build, suited
 from gossamer.training.sparsity.contract import Shaper, check_reached
-from gossamer.training.twin import twin
+from gossamer.training.twin import readers_of, twin
 from gossamer.training.watching import Watch
 from gossamer.training.write_back import write_back
 from gossamer.training.zeros import check_zeros, keep_zeros
@@ -111,13 +110,14 @@ def train_in_form(
         course.watch.say(f"the zeros of {held} weights stay zeros")
     if nodes is not None:
         _freeze_all_but(module, graph, nodes)
-    options = at_pace(module, graph, options, any(one.name in OF_INTEGERS for one in parse(shaping.penalties)))
+    penalties = parse(shaping.penalties)
+    options = at_pace(module, graph, options, any(one.name in OF_INTEGERS for one in penalties))
     set_rates(module, graph, options.rates)
     options = for_fixed_batch(options, course.learn.fixed_batch)
     shaper = None if shaping.zeros is None else _shaper(model, _trained(shaped), shaping, notes)
     if shaper is not None:
         shaper.check(options.epochs * len(steps_of(len(course.learn), options, 0)), options.epochs)
-    pupil = Pupil(module, course.losses, build_penalties(parse(shaping.penalties), _trained(layers)), shaper)
+    pupil = Pupil(module, course.losses, build_penalties(penalties, _trained(layers)), shaper)
     trained = train(Job(pupil, course.learn, course.choose, options, course.checkpoint, course.watch, name=model.name))
     result = settle(write_back(module, graph), model)
     check_zeros(model, result, sparse, names)
@@ -158,9 +158,5 @@ def _freeze_all_but(module: fx.GraphModule, graph: Model, nodes: frozenset[str])
     for path, name in module.meta["initializers"].items():
         if path not in parameters:
             continue
-        readers = graph.ir.graph.initializers[name].consumers()
-        behind = [
-            layer for node in readers for layer in (node.outputs[0].consumers() if node.domain == DOMAIN else [node])
-        ]
-        if not any(node.name in nodes for node in behind):
+        if not any(node.name in nodes for node in readers_of(graph.ir.graph.initializers[name])):
             parameters[path].requires_grad_(False)

@@ -14,14 +14,13 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-import onnx_ir as ir
 from torch import fx, nn
 
 from gossamer.errors import ModelError, OptionError
 from gossamer.graph.new_head import find_head
 from gossamer.nouns.model import Model
-from gossamer.training.operators.fake_quantize import DOMAIN
 from gossamer.training.options import RatePart, rates_of
+from gossamer.training.twin import readers_of
 
 BODY, FALLING = "body", "falling"
 
@@ -107,7 +106,7 @@ def _parameters(module: fx.GraphModule, model: Model) -> dict[str, Named]:
     """The module's parameters by path; those of subgraphs are called by their path."""
     graph, initializers = model.ir.graph, module.meta["initializers"]
     place = {node: index for index, node in enumerate(graph)}
-    readers = {path: _readers(graph.initializers[name]) for path, name in initializers.items()}
+    readers = {path: readers_of(graph.initializers[name]) for path, name in initializers.items()}
     first = {path: min((place[node] for node in nodes if node in place), default=-1) for path, nodes in readers.items()}
     parameters = dict(module.named_parameters())
     layers = {first.get(path, -1) for path, parameter in parameters.items() if parameter.ndim > 1}
@@ -119,15 +118,6 @@ def _parameters(module: fx.GraphModule, model: Model) -> dict[str, Named]:
         )
         for path, parameter in parameters.items()
     }
-
-
-def _readers(value: ir.Value) -> tuple[ir.Node, ...]:
-    """The nodes that read an initializer, through a twin's quantizers."""
-    return tuple(
-        layer
-        for node in value.consumers()
-        for layer in (node.outputs[0].consumers() if node.domain == DOMAIN else (node,))
-    )
 
 
 def _hold_statistics(module: fx.GraphModule, frozen: set[str]) -> int:

@@ -139,15 +139,15 @@ def in_stages(model: Model, course: Course, options: Options, formed: Formed, fo
         OptionError: no weight can take the form, or there are fewer steps than updates of zeros.
         ModelError, DataError, CandidateError: see `train_in_form`.
     """
+    if not formed.constraint and formed.sections < 2:
+        return train_in_form(model, course, options, shaping=Shaping(formed.penalties)), ""
     key = _digest(model, course, options, formed)
 
     def finished_of(number: int, stage: int = 0) -> Path:
         return folder / f"{STAGE}{stage}-section-{number}-{key}.onnx"
 
-    if not formed.constraint and formed.sections > 1:
-        return train_in_sections(model, course, options, formed.sections, finished_of), ""
     if not formed.constraint:
-        return train_in_form(model, course, options, shaping=Shaping(formed.penalties)), ""
+        return train_in_sections(model, course, options, formed.sections, finished_of), ""
     stages = plan(formed)
     each = options.epochs // len(stages)
     for number, stage in enumerate(stages[:-1], 1):

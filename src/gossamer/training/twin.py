@@ -87,6 +87,15 @@ def bounds_of(integers: np.ndarray, zeros: np.ndarray, dtype: ir.DataType) -> tu
     return max(least, zero - limit - (low < -limit)), min(most, zero + limit)
 
 
+def readers_of(value: ir.Value) -> tuple[ir.Node, ...]:
+    """The nodes that read an initializer, through a twin's quantizers or not."""
+    return tuple(
+        layer
+        for node in value.consumers()
+        for layer in (node.outputs[0].consumers() if node.domain == DOMAIN else (node,))
+    )
+
+
 Latent = tuple[ir.Value, ir.Value]  # a weight in units, and the units
 
 

@@ -250,6 +250,26 @@ def test_rounding_by_loss_makes_every_layer_truer(granularity: str) -> None:
     assert noise[1] < 0.5 * noise[0]
 
 
+def test_in_sequence_later_layers_make_up_for_earlier_ones() -> None:
+    model = parse(
+        """test (float[N,4,9,9] x) => (float[N,6,3,3] y) {
+            a = Conv(x, w1)  p = Relu(a)  b = Conv(p, w2)  q = Relu(b)  y = Conv(q, w3)
+        }""",
+        w1=(12, 4, 3, 3), w2=(12, 12, 3, 3), w3=(6, 12, 3, 3),
+    )  # fmt: skip
+    x, unseen = (normal(32, 4, 1, 1, seed=seed) + 0.3 * normal(32, 4, 9, 9, seed=seed + 1) for seed in (0, 2))
+    config = {"activation": "uint16", "weight_bits": 3, "rounding": "second_order"}
+    alone, sequence = (quantized(model, {"x": x}, sequential=how, **config).model for how in (False, True))
+    real, one, other = (run(each, {"x": unseen})[0] for each in (model, alone, sequence))
+    assert snr_db(real, other) > snr_db(real, one) + 0.3
+
+
+def test_only_second_order_knows_a_sequence() -> None:
+    model = parse("test (float[N,3,8,8] x) => (float[N,3,8,8] y) { y = Conv(x, w) }", w=(3, 3, 1, 1))
+    with pytest.raises(OptionError, match="sequential is of rounding second_order, not of nearest; drop it"):
+        quantized(model, {"x": normal(8, 3, 8, 8)}, sequential=True)
+
+
 def test_a_weight_that_two_layers_read_keeps_its_sums() -> None:
     model = parse(
         "test (float[N,3,8,8] x) => (float[N,3,8,8] y) { a = Conv(x, w)  y = Conv(a, w) }", w=normal(3, 3, 1, 1)

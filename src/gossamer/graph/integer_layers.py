@@ -47,7 +47,8 @@ def store_layer(layer: Layer, pair: Pair, form: Form, chosen: Chosen | None = No
 
     Args:
         pair: the quantizer of the layer's input; the bias is in steps of its scale times the weight's.
-        chosen: the integers, if they are not to be the nearest; not taken where the bias would overflow at their scale.
+        chosen: the integers, if they are not to be the nearest; not taken for a channel whose bias would overflow at
+            their scale, as where hardly any weight is left beside it.
     """
     node, w, bias_O = layer.node, np.asarray(constant(layer.weight)), bias_array(layer)
     axis = layer.channel_axis if form.granularity == "channel" else None
@@ -55,10 +56,13 @@ def store_layer(layer: Layer, pair: Pair, form: Form, chosen: Chosen | None = No
     input_scale = np.asarray(constant(pair.scale))
     scale = _scale_with_room(w, axis, bias_O, input_scale, form.bits)
     integers = np.clip(quantize(w, scale, np.full(scale.shape, zero), axis), -limit, limit)
-    if chosen is not None and np.all(chosen.scale >= _least_scale(bias_O, axis, input_scale)):
-        integers, scale = chosen
-    elif form.rounding != "nearest" and form.bits <= 8 and w.size <= SMALL_FILTER * layer.channels:
+    if form.rounding != "nearest" and form.bits <= 8 and w.size <= SMALL_FILTER * layer.channels:
         integers = np.clip(_with_sums(integers, w, scale, layer.channel_axis), -limit, limit)
+    if chosen is not None:
+        fits = chosen.scale >= _least_scale(bias_O, axis, input_scale)
+        by_channel = fits if axis is None else fits.reshape(-1, *[1] * (w.ndim - 1 - axis % w.ndim))
+        integers = np.where(by_channel, chosen.integers, integers).astype(integers.dtype)
+        scale = np.where(fits, chosen.scale, scale).astype(np.float32)
     name = layer.weight.name or "weight"
     node.replace_input_with(1, dequantized(node, name, integers, scale, axis, min(form.bits, 8)))
     if layer.bias is not None:

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
+from gossamer.arith import weight_grid
 from gossamer.arith.affine import COARSE_BITS, WeightBits, affine_parameters, dequantize, integer_ends
 from gossamer.arith.bulk import grid_snr_db
 from gossamer.arith.clipping import Estimator, clip_range, needs_histogram
@@ -34,6 +35,7 @@ from gossamer.nouns.model import Model
 from gossamer.nouns.plan import Scope
 from gossamer.passes.contract import Result, in_scope
 from gossamer.solvers import round_grid
+from gossamer.solving import solve_all
 
 if TYPE_CHECKING:
     from gossamer.measuring.evidence import Evidence
@@ -66,6 +68,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ranges: how a range is chosen from what was observed.
         rounding: each weight to its nearest integer, or in small filters so that the sum of the weights stays, or all
             of an output channel together for the least error of what the layer computes (see `solvers.round_grid`).
+        sequential: for second_order: layer behind layer, each towards its float outputs behind those rounded before it
+            (see `solving`), so that later layers make up for errors of earlier ones. What activations lose on their
+            grids is not among these.
         operators: which operators run in integers.
         free_float: those of them that give float out for free, and so need no pair in front of nodes in float.
         least_snr_db: a node stays in float if an activation of it, or the bulk of that beside far spikes, is expected
@@ -79,6 +84,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     granularity: Literal["channel", "tensor"] = "channel"
     ranges: Estimator = "minmax"
     rounding: Literal["nearest", "sums", "second_order"] = "nearest"
+    sequential: bool = False
     operators: tuple[str, ...] = OPERATORS
     free_float: tuple[str, ...] = ("Gemm", "MatMul")
     least_snr_db: float = 10.0
@@ -90,6 +96,8 @@ def requires(model: Model, config: Config, scope: Scope) -> None:
     Raises:
         OptionError: names the operator or the node, and why.
     """
+    if config.sequential and config.rounding != "second_order":
+        raise OptionError(f"quantize_static: sequential is of rounding second_order, not of {config.rounding}; drop it")
     unknown = set(config.operators) - set(OPERATORS)
     if unknown:
         raise OptionError(f"quantize_static: operators {sorted(unknown)}; allowed are {', '.join(OPERATORS)}")
@@ -312,6 +320,8 @@ def _solved(model: Model, layout: Placement, config: Config, evidence: Evidence)
     """
     wanted = {layer.weight.name or "" for layer in layout.layers if len(layer.weight.uses()) == 1}
     matrices = {name: found[0] for name, found in matrices_by_weight(model.ir.graph, wanted).items()}
+    if config.sequential:
+        return _in_sequence(model, matrices, config, evidence)
     moments = evidence.moments(model, list(matrices))
     kind = (config.weight_bits, config.granularity)
     return {  # plans that differ in ranges alone ask for the same
@@ -320,11 +330,29 @@ def _solved(model: Model, layout: Placement, config: Config, evidence: Evidence)
     }
 
 
+def _in_sequence(
+    model: Model, matrices: dict[str, WeightMatrix], config: Config, evidence: Evidence
+) -> dict[str, Chosen]:
+    grid = constraints.Grid(config.weight_bits, granularity=config.granularity)
+    uses = {matrix.value: (matrix,) for matrix in matrices.values()}
+    answers = solve_all(model, uses, dict.fromkeys(uses, grid), "second_order", evidence, True, lambda *_: True)
+    forms = {name: answers[matrix.value].solved.form for name, matrix in matrices.items()}
+    return {
+        name: _stored(matrices[name], form, config)
+        for name, form in forms.items()
+        if isinstance(form, weight_grid.Grid)
+    }
+
+
 def _chosen(matrix: WeightMatrix, config: Config, moments: Moments) -> Chosen:
     grid = constraints.Grid(config.weight_bits, granularity=config.granularity)
     w_GOK = matrix.to_matrix(np.asarray(constant(matrix.value)))
     coarse = config.weight_bits <= COARSE_BITS  # with 8 bits other scales gain next to nothing
     form = round_grid.solve(w_GOK, grid, for_others(moments), search=coarse)
+    return _stored(matrix, form, config)
+
+
+def _stored(matrix: WeightMatrix, form: weight_grid.Grid, config: Config) -> Chosen:
     scale = form.scale.reshape(-1 if config.granularity == "channel" else ())
     return Chosen(matrix.from_matrix(form.integers), scale)
 

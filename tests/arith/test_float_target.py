@@ -49,6 +49,23 @@ def test_the_step_is_the_ridge_regression_of_the_float_outputs(seed: int) -> Non
         assert np.allclose(found[group], wanted, rtol=1e-3, atol=1e-3)
 
 
+@given(st.integers(0, 10**6))
+def test_the_step_makes_up_for_what_comes_past_the_layer(seed: int) -> None:
+    """Ridge regression of the sum: the layer's float output, and what is now missing from what is added to it."""
+    (x, now), w = inputs(seed), weight(seed)
+    missing = np.random.default_rng(seed).normal(size=(2, 400, 4)) + now[:, :, :4]
+    seen = drift(x, now)._replace(beside_GOK=missing.swapaxes(1, 2) @ now / 400)
+    found = w + step(w, seen, 0.1)
+    for group in range(2):
+        a = now[group].astype(np.float64)
+        damping = 0.1 * np.square(a).sum(axis=0).mean()
+        aim = x[group] @ w[group].T.astype(np.float64) + missing[group]
+        wanted = np.linalg.solve(a.T @ a + damping * np.eye(6), a.T @ aim + damping * w[group].T).T
+        assert np.allclose(found[group], wanted, rtol=1e-3, atol=1e-3)
+    assert target(w, drift(x, x)._replace(beside_GOK=seen.beside_GOK), seen).gain > 0
+    assert pooled([seen, seen]).beside_GOK == pytest.approx(seen.beside_GOK)
+
+
 @given(st.integers(0, 10**6), st.floats(0.0, 1.0))
 def test_the_change_in_loss_is_what_samples_say(seed: int, share: float) -> None:
     (x, now), w = inputs(seed), weight(seed)

@@ -35,15 +35,13 @@ class Patches:
 
     def add(self, x_BGCS: np.ndarray, axes: Sequence[Axis]) -> None:
         """Take in a batch."""
-        padding = [_padding(axis) for axis in axes]
-        padded = np.pad(x_BGCS, [(0, 0)] * 3 + padding) if any(map(any, padding)) else x_BGCS
-        windows = _windows(padded, axes)  # (B, G, C, *kernel, *outputs)
-        group_bytes = max(windows[:1, :1].size * windows.itemsize, 1)
+        patches = windows(x_BGCS, axes)
+        group_bytes = max(patches[:1, :1].size * patches.itemsize, 1)
         groups = max(1, min(len(self.h_GKK), PATCH_BYTES // group_bytes))
         samples = max(1, PATCH_BYTES // (groups * group_bytes))
-        starts = product(range(0, len(windows), samples), range(0, len(self.h_GKK), groups))
+        starts = product(range(0, len(patches), samples), range(0, len(self.h_GKK), groups))
         for sample, group in starts:
-            part = windows[sample : sample + samples, group : group + groups]
+            part = patches[sample : sample + samples, group : group + groups]
             turned = np.ascontiguousarray(np.moveaxis(part, 0, 2 + len(axes)))
             _add_products(self.h_GKK[group : group + groups], turned.reshape(len(turned), self.h_GKK.shape[1], -1))
 
@@ -64,7 +62,10 @@ def _padding(axis: Axis) -> tuple[int, int]:
     return axis.before, max(0, reach - axis.size - axis.before)
 
 
-def _windows(padded: np.ndarray, axes: Sequence[Axis]) -> np.ndarray:
+def windows(x_BGCS: np.ndarray, axes: Sequence[Axis]) -> np.ndarray:
+    """A map (B, G, C, *S) as its patches (B, G, C, *kernel, *outputs), a view of the padded map."""
+    padding = [_padding(axis) for axis in axes]
+    padded = np.pad(x_BGCS, [(0, 0)] * 3 + padding) if any(map(any, padding)) else x_BGCS
     head, steps = padded.strides[:3], padded.strides[3:]
     kernel = tuple(len(axis.spans) for axis in axes)
     shape = (*padded.shape[:3], *kernel, *(axis.outputs for axis in axes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from gossamer.runtimes.contract import Session
 
 MEMORY_BYTES = 1_000_000_000
 MASK = "attention_mask"  # the input of this name, as transformers' exports have it, says which positions are padding
+NO_SKIPS: Mapping[str, str] = {}
 WAITING_BYTES = 128_000_000  # of tensors that come in small batches, until they are counted together; all in all
 
 
@@ -51,17 +52,23 @@ class Gathering:
     Args:
         model: is cloned; states of recurrent layers that nothing reads get a name.
         paired: the moments of stacks, see `paired_moments`, of all weights that have one; `paired` names them.
+        skips: of these, weight -> the tensor that is added to what its one layer gives, see `skips`.
 
     Raises:
         ModelError: see `moments`.
     """
 
     def __init__(
-        self, model: Model, weights: Collection[str], memory_bytes: int = MEMORY_BYTES, paired: bool = False
+        self,
+        model: Model,
+        weights: Collection[str],
+        memory_bytes: int = MEMORY_BYTES,
+        paired: bool = False,
+        skips: Mapping[str, str] = NO_SKIPS,
     ) -> None:
         self.model = with_named_states(model)
         self.uses = _uses(self.model, weights)
-        self.room = Room(memory_bytes)
+        self.room, self.skips = Room(memory_bytes), skips
         self.tallies: dict[Source, Tally] = {}
         self.waiting: dict[Source, list[Arrays]] = {}
         self.waiting_bytes: dict[Source, int] = {}
@@ -69,9 +76,10 @@ class Gathering:
         pairs = {name: paired and all(map(can_pair, uses)) for name, uses in self.uses.items()}
         self.paired = frozenset(name for name, is_pair in pairs.items() if is_pair)
         for name, use in ((name, use) for name, uses in self.uses.items() for use in uses):
-            source = _key(use, name in self.paired)
+            source = self._key(use, name)
             if source not in self.tallies:
-                self.tallies[source] = (Pair if name in self.paired else tally_of)(use, self.room)
+                is_pair, skip = name in self.paired, skips.get(name, "")
+                self.tallies[source] = Pair(use, self.room, skip) if is_pair else tally_of(use, self.room)
                 self.readers[source] = use
         self.needed = tuple(dict.fromkeys(name for tally in self.tallies.values() for name in tally.batch_axes))
         inputs = {value.name for value in self.model.ir.graph.inputs}
@@ -126,11 +134,33 @@ class Gathering:
                 f"{batch.where}; check that sample, the preprocessing and the model's weights"
             )
 
-    def result(self, samples: int, source: str = "samples") -> dict[str, Moments]:
-        """The sums divided by the number of samples; can be asked once."""
-        totals: dict[Source, np.ndarray] = {}
+    def besides(self, samples: int) -> dict[str, np.ndarray]:
+        """How the change of what comes past a layer goes with its input, by weight (G, O, K), a sample."""
+        self._flush_all()
+        tallies = {
+            name: self.tallies[self._key(self.uses[name][0], name)] for name in self.skips if name in self.paired
+        }
+        return {
+            name: tally.beside_GOK / max(samples, 1)
+            for name, tally in tallies.items()
+            if isinstance(tally, Pair) and tally.beside_GOK is not None
+        }
+
+    def _flush_all(self) -> None:
         for waiting in tuple(self.waiting):
             self._flush(waiting)
+
+    def _key(self, use: WeightMatrix, name: str) -> Source:
+        """What a use's sum is kept under."""
+        key = source_of(use).key
+        if name not in self.paired:
+            return Source(key)
+        return Source(("pair", key, (name, self.skips[name])) if name in self.skips else ("pair", key))
+
+    def result(self, samples: int, source: str = "samples") -> dict[str, Moments]:
+        """The sums divided by the number of samples; can be asked once, behind `besides`."""
+        totals: dict[Source, np.ndarray] = {}
+        self._flush_all()
         for key, tally in self.tallies.items():
             totals[key] = tally.total()
             totals[key] /= max(samples, 1)
@@ -138,16 +168,10 @@ class Gathering:
         self.tallies = {}
         result: dict[str, Moments] = {}
         for name, uses in self.uses.items():
-            keys = [_key(use, name in self.paired) for use in uses]
+            keys = [self._key(use, name) for use in uses]
             joined = _joined(uses, [totals[key] for key in keys], samples, source)
             result[name] = joined._replace(rows=0 if joined.h_GKK is None else sum(rows[key] for key in keys))
         return result
-
-
-def _key(use: WeightMatrix, paired: bool) -> Source:
-    """What a use's sum is kept under."""
-    key = source_of(use).key
-    return Source(("pair", key) if paired else key)
 
 
 def _joined(uses: Sequence[WeightMatrix], totals: Sequence[np.ndarray], samples: int, source: str) -> Moments:

@@ -15,6 +15,7 @@ from gossamer.graph.weight_matrix import CONVOLUTIONS, WeightMatrix
 from gossamer.measuring.autocorrelation import Offsets, Patches, offsets_are_cheaper
 from gossamer.measuring.offsets import Axis, convolved, transposed
 from gossamer.measuring.paired_moments import IN_FLOAT, doubled, stacking
+from gossamer.measuring.skips import with_input
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -98,16 +99,32 @@ def tally_of(use: WeightMatrix, room: Room) -> Tally:
 
 
 class Pair:
-    """Of an input and of how it differs from the float graph's, stacked: see `paired_moments`."""
+    """Of an input and of how it differs from the float graph's, stacked: see `paired_moments`.
 
-    def __init__(self, use: WeightMatrix, room: Room) -> None:
+    Args:
+        skip: the tensor that is added to the layer's output, see `skips`; "" for none.
+
+    Attributes:
+        beside_GOK: how the change of that goes with the input; None without.
+    """
+
+    def __init__(self, use: WeightMatrix, room: Room, skip: str = "") -> None:
         self.inner = tally_of(doubled(use), room)
         ((self.name, axis),) = self.inner.batch_axes.items()
-        self.batch_axes, self.by_position = {self.name: axis, self.name + IN_FLOAT: axis}, self.inner.by_position
+        names = (self.name, skip) if skip else (self.name,)
+        self.batch_axes = {each: axis for name in names for each in (name, name + IN_FLOAT)}
+        self.by_position = self.inner.by_position
+        self.use, self.skip = use, skip
+        self.beside_GOK = room.zeros(use.shape_GOK, np.float32) if skip else None
         self.stacked = stacking(use, _row_axis(use))
 
     def add(self, arrays: Arrays, times: int) -> None:
-        self.inner.add({self.name: self.stacked(arrays[self.name + IN_FLOAT], arrays[self.name])}, times)
+        now = arrays[self.name]
+        self.inner.add({self.name: self.stacked(arrays[self.name + IN_FLOAT], now)}, times)
+        if self.beside_GOK is not None:
+            change = arrays[self.skip + IN_FLOAT] - arrays[self.skip]
+            axes = _axes(self.use, now.shape[2:]) if self.use.node.op_type in CONVOLUTIONS else ()
+            self.beside_GOK += times * with_input(self.use, change, now, axes)
 
     def total(self) -> np.ndarray:
         return self.inner.total()

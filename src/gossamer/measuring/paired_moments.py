@@ -52,7 +52,7 @@ def stacking(use: WeightMatrix, axis: int) -> Callable[[np.ndarray, np.ndarray],
     return stacked
 
 
-def drift_of(h_GKK: np.ndarray, samples: int) -> Drift:
-    """Cut a stack's moments into blocks."""
+def drift_of(h_GKK: np.ndarray, samples: int, beside_GOK: np.ndarray | None = None) -> Drift:
+    """Cut a stack's moments into blocks; and what comes past the layer, see `skips`."""
     k = h_GKK.shape[1] // 2
-    return Drift(np.array(h_GKK[:, k:, k:]), np.array(h_GKK[:, :k, k:]), samples)
+    return Drift(np.array(h_GKK[:, k:, k:]), np.array(h_GKK[:, :k, k:]), samples, beside_GOK)

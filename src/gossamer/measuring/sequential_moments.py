@@ -22,6 +22,7 @@ from gossamer.graph.weight_matrix import WeightMatrix
 from gossamer.measuring.gathering import MEMORY_BYTES, Counted, Gathering, with_named_states
 from gossamer.measuring.moments import fed, find_batching, moments, take_in
 from gossamer.measuring.paired_moments import IN_FLOAT, drift_of
+from gossamer.measuring.skips import skip_of
 from gossamer.measuring.staged import CONSTANT, Held, cut, depths
 from gossamer.nouns.model import Model
 from gossamer.nouns.samples import Samples
@@ -43,6 +44,14 @@ class Seen(NamedTuple):
 
     moments: dict[str, Moments]
     drifts: dict[str, Drifts]
+
+
+class Part(NamedTuple):
+    """Of some samples: the moments, which of them are of stacks, and what comes past the layers, by weight."""
+
+    moments: dict[str, Moments]
+    paired: frozenset[str]
+    besides: dict[str, np.ndarray]
 
 
 class Walk:
@@ -88,10 +97,14 @@ class Walk:
         gathering = Gathering(model, weights, memory_bytes)
         self.layers = frozenset(use.node.name or "" for uses in gathering.uses.values() for use in uses)
         depth = depths(gathering.model, self.layers)
+        self.skips: dict[str, str] = {}
         names: dict[int, list[str]] = {}
         for name, uses in gathering.uses.items():
             levels = {_level(use, depth) for use in uses}
-            names.setdefault(levels.pop() if len(levels) == 1 else EVERYWHERE, []).append(name)
+            level = levels.pop() if len(levels) == 1 else EVERYWHERE
+            names.setdefault(level, []).append(name)
+            if level > 0 and len(uses) == 1 and (skip := skip_of(uses[0], depth, level)):
+                self.skips[name] = skip
         self.levels = tuple(sorted(names))
         self.stages = tuple(tuple(names[level]) for level in self.levels)
         self.batching = find_batching(gathering, samples, threads)
@@ -135,15 +148,15 @@ class Walk:
         parts = [self._taken_in(model, names, [at for at in every if at not in held_out], reference)]
         if held_out:
             parts.append(self._taken_in(model, names, held_out, reference))
-        return _seen([part for part, _ in parts], parts[0][1])
+        return _seen(parts)
 
-    def _taken_in(
-        self, model: Model, names: Sequence[str], chosen: Sequence[int], reference: Model | None
-    ) -> tuple[dict[str, Moments], frozenset[str]]:
-        """The moments of some batches, and the names of the weights whose moments are of stacks."""
-        gathering = Gathering(model, names, self.memory_bytes, reference is not None)
+    def _taken_in(self, model: Model, names: Sequence[str], chosen: Sequence[int], reference: Model | None) -> Part:
+        skips = {} if reference is None else {name: self.skips[name] for name in names if name in self.skips}
+        gathering = Gathering(model, names, self.memory_bytes, reference is not None, skips)
         take_in(gathering, self._batches(gathering, chosen, reference), self.batching)
-        return gathering.result(sum(self.marks[at][0] for at in chosen)), gathering.paired
+        count = sum(self.marks[at][0] for at in chosen)
+        besides = gathering.besides(count)
+        return Part(gathering.result(count), gathering.paired, besides)
 
     def _batches(self, gathering: Gathering, chosen: Sequence[int], reference: Model | None) -> Iterator[Counted]:
         names = [name for name in gathering.needed if not name.endswith(IN_FLOAT)]
@@ -167,13 +180,15 @@ def _tensors(held: Held, model: Model, names: Sequence[str], chosen: Sequence[in
         yield {name: known[name] if name in known else held.batches[index][name] for name in names}
 
 
-def _seen(parts: Sequence[dict[str, Moments]], paired: Collection[str]) -> Seen:
+def _seen(parts: Sequence[Part]) -> Seen:
     """Of all parts of the samples together."""
     found, drifts = {}, {}
-    for name, first in parts[0].items():
-        every = [part[name] for part in parts]
-        if name in paired:
-            own = [drift_of(np.asarray(each.h_GKK), each.samples) for each in every]
+    for name, first in parts[0].moments.items():
+        every = [part.moments[name] for part in parts]
+        if name in parts[0].paired:
+            besides = (part.besides.get(name) for part in parts)
+            pairs = zip(every, besides, strict=True)
+            own = [drift_of(np.asarray(each.h_GKK), each.samples, beside) for each, beside in pairs]
             drifts[name] = (own[0], own[1] if len(own) > 1 else None)
             found[name] = first._replace(h_GKK=pooled(own).h_GKK, samples=sum(each.samples for each in own))
         else:

@@ -20,5 +20,6 @@ def time_little(monkeypatch: pytest.MonkeyPatch) -> None:
 def first_round_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """No candidate that refines another."""
     monkeypatch.setattr(search, "refine", lambda *_: ())
+    monkeypatch.setattr(search, "mend_by_rounding", lambda *_: ())
     monkeypatch.setattr(search, "round_by_loss", lambda *_: ())
     monkeypatch.setattr(search, "correct_in_order", lambda *_: ())

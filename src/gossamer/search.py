@@ -18,7 +18,7 @@ from gossamer.planning.guard import culprits, fewest, raised, to_mend, worth_men
 from gossamer.planning.limits import Attempt
 from gossamer.planning.priced import Place
 from gossamer.planning.recovering import to_train, trained
-from gossamer.planning.refinement import correct_in_order, refine, round_by_loss
+from gossamer.planning.refinement import correct_in_order, mend_by_rounding, refine, round_by_loss
 from gossamer.shrinking import MOST_TRAINED, Ledger, shrink, train_smaller, weigh, weigh_archives
 from gossamer.trials import Bench, TimeUp, Trial, added, attempts, check_time, final_race, find_blame, original
 
@@ -32,6 +32,8 @@ def try_all(bench: Bench) -> tuple[list[Trial], str]:
         for plan in propose(found, bench.select.runtime, aim, weight_bits):
             tried.extend(attempts(plan, bench, tried))
         for plan in refine(found, [trial.candidate for trial in tried], bench.budget):
+            tried.extend(attempts(plan, bench, tried))
+        for plan in mend_by_rounding(found, [trial.candidate for trial in tried], bench.budget):
             tried.extend(attempts(plan, bench, tried))
         _guard(bench, tried)
         for finish in (round_by_loss, correct_in_order):

@@ -9,7 +9,7 @@ from gossamer.nouns.record import Candidate
 from gossamer.planning.candidates import propose
 from gossamer.planning.choice import TRUE_DB
 from gossamer.planning.features import features
-from gossamer.planning.refinement import RANGES, correct_in_order, refine, round_by_loss
+from gossamer.planning.refinement import RANGES, correct_in_order, mend_by_rounding, refine, round_by_loss
 from gossamer.runtimes import onnxruntime
 
 
@@ -90,6 +90,20 @@ def test_the_leader_of_all_is_rounded_by_loss() -> None:
     assert round_by_loss(features(cnn()), [tried(plans["dynamic int8"], 2.0)], Budget()) == ()
     words = by_name(propose(features(encoder()), onnxruntime, "latency"))
     assert round_by_loss(features(encoder()), [tried(words["int8 products"], 2.0)], Budget()) == ()
+
+
+def test_what_breaks_the_floor_is_rounded_by_loss_before_layers_are_raised() -> None:
+    plans = by_name(propose(features(cnn()), onnxruntime, "latency"))
+    kept = [tried(plans["float"], 1.0), tried(plans["dynamic int8"], 1.1)]
+    broken = tried(plans["int8"], 2.0, snr_db=19, met=False)
+    (better,) = mend_by_rounding(features(cnn()), [*kept, broken], Budget())
+    assert better.name == "int8, rounded by loss"
+    assert mend_by_rounding(features(cnn()), [*kept, tried(better, 2.0, snr_db=25, met=False)], Budget()) == ()
+    assert mend_by_rounding(features(cnn()), [*kept, tried(plans["int8"], 2.0)], Budget()) == ()
+    assert mend_by_rounding(features(cnn()), [tried(plans["float"], 3.0), broken], Budget()) == ()
+    words = by_name(propose(features(encoder()), onnxruntime, "latency"))
+    slow = [tried(words["float"], 1.0), tried(words["int8 products"], 2.0, met=False)]
+    assert mend_by_rounding(features(encoder()), slow, Budget()) == ()
 
 
 def test_the_leader_of_all_is_polished_at_last() -> None:

@@ -16,6 +16,7 @@ from gossamer.nouns.plan import Plan, Step
 from gossamer.nouns.record import Candidate
 from gossamer.planning.choice import is_true_enough, leader
 from gossamer.planning.features import Features
+from gossamer.planning.guard import to_mend
 
 RANGES = ("minmax", "percentile", "l2")  # entropy and the others were never the best on real nets
 IN_ORDER = Step("correct_bias", {"statistics": "sequential"})
@@ -52,6 +53,17 @@ def _variations(plan: Plan, found: Features) -> list[Plan]:
     return plans
 
 
+def mend_by_rounding(found: Features, tried: Sequence[Candidate], budget: Budget) -> tuple[Plan, ...]:
+    """Where the best integer plan breaks the floor: the same, rounded for the least error of what each layer computes.
+
+    It costs no latency, as layers that are raised do; what is raised afterwards begins from it if it is truer.
+    """
+    broken = to_mend(tried, budget)
+    if broken is None or not found.convolutions:
+        return ()
+    return _rounded_by_loss(broken)
+
+
 def round_by_loss(found: Features, tried: Sequence[Candidate], budget: Budget) -> tuple[Plan, ...]:
     """The leading plan of all with weights rounded for the least error of what each layer computes.
 
@@ -59,10 +71,9 @@ def round_by_loss(found: Features, tried: Sequence[Candidate], budget: Budget) -
     takes as long as several other candidates.
     """
     best = _best(tried, budget)
-    steps = quantized_with(best.plan.steps, {"rounding": "second_order"})
-    if steps == best.plan.steps or not found.convolutions or is_true_enough(best, budget):
+    if not found.convolutions or is_true_enough(best, budget):
         return ()
-    return (Plan(f"{best.plan.name}, rounded by loss", steps),)
+    return _rounded_by_loss(best.plan)
 
 
 def quantized_with(steps: Sequence[Step], options: Mapping[str, Any]) -> tuple[Step, ...]:
@@ -84,6 +95,11 @@ def correct_in_order(found: Features, tried: Sequence[Candidate], budget: Budget
     if steps == best.plan.steps or not found.depthwise or is_true_enough(best, budget):
         return ()
     return (Plan(f"{best.plan.name}, biases in order", steps),)
+
+
+def _rounded_by_loss(plan: Plan) -> tuple[Plan, ...]:
+    steps = quantized_with(plan.steps, {"rounding": "second_order"})
+    return () if steps == plan.steps else (Plan(f"{plan.name}, rounded by loss", steps),)
 
 
 def _best(tried: Sequence[Candidate], budget: Budget) -> Candidate:

@@ -2,11 +2,12 @@
 
     python bench/records.py [--parts digits:lenet300,digits:lenet5,...,sparse:demo,sparse:resnet8] [--seeds 3]
 
-- gossamer: from the dense net, rounds of removal and of training behind each; each layer's share of zeros is found by
-  one score over all layers. At each point of the curve values become shared, tables and biases are trained and rounded,
-  dead channels go, and the file is packed: all bytes of the `.goss` are counted.
+- gossamer: from the dense net, rounds of removal and of training behind each, taught by labels and by the dense net,
+  or by those of all seeds together; each layer's share of zeros is found by one score over all layers. At each point
+  of the curve values become shared, tables and biases are trained and rounded, dead channels go, and the file is
+  packed: all bytes of the `.goss` are counted.
 - paper: Deep Compression as the paper describes it (`records_paper.py`), from the same dense nets, with the same
-  images and epochs; its graph is not counted.
+  images and epochs; its graph is not counted. It has no teacher, as the paper has none.
 - sparse: networks of the training bench at 90 to 98 % zeros (`records_sparse.py`).
 
 Settings are chosen on validation images with the first seed. "No loss" is the smallest point, for all seeds the same,
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -32,27 +34,81 @@ import training_cases
 from records_cases import Task
 from records_files import Made
 from records_nets import Case, Effort
+from records_paper import Factors
 from records_tables import change, spread
 
 PARTS = "digits:lenet300,digits:lenet5,fashion:lenet300,fashion:lenet5,fashion:vgg,sparse:demo,sparse:resnet8"
-EFFORTS = {
-    ("lenet300", "digits"): Effort(40, 15, 10),
-    ("lenet5", "digits"): Effort(12, 5, 4),
-    ("lenet300", "fashion"): Effort(10, 2, 1, 20_000),
-    ("lenet5", "fashion"): Effort(8, 1, 1, 10_000),
-    ("vgg", "fashion"): Effort(5, 1, 1, 10_000),
-}
-QUICK = Effort(2, 1, 1, 2_000)
-DENSITIES = {  # of all weights, round by round
-    "lenet300": (0.2, 0.09, 0.045, 0.028, 0.018, 0.012, 0.008, 0.0055),
-    "lenet5": (0.15, 0.06, 0.025, 0.012, 0.008, 0.0055, 0.0038, 0.0026),
-    "vgg": (0.1, 0.04, 0.016, 0.008, 0.004),
-}
-FIRST_POINT = {"lenet300": 2, "lenet5": 1, "vgg": 2}  # of the curve, by rounds before it
-RATES = {"lenet300": (3e-3, 1e-2), "lenet5": (3e-3, 1e-2), "vgg": (1e-2,)}  # to choose from
-SHARE_RATE = 3e-3
 LENETS = ("codebook:16", "codebook:8", "codebook:4", "codebook:3")
-SHARES = {"lenet300": LENETS, "lenet5": LENETS, "vgg": ("codebook:8",)}
+LENET_RATES = (3e-3, 1e-2)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a network goes through the bench.
+
+    Attributes:
+        effort: of both pipelines.
+        densities: shares of all weights that stay in ours, round by round.
+        first: rounds before the curve's first point.
+        factors: of the paper's thresholds, see `records_paper`.
+        rates: of ours after a removal, to choose from, and `shares`, numbers of values.
+        chooser: the round behind which numbers of values are compared; None puts them all on the curve.
+        average: see `Options`; of ours.
+        share_rate: of shared values.
+        together: the dense networks of all seeds teach, their mean; else a seed's own.
+    """
+
+    effort: Effort
+    densities: tuple[float, ...]
+    first: int
+    factors: Factors
+    rates: tuple[float, ...]
+    shares: tuple[str, ...]
+    chooser: int | None = None
+    average: float = 0.0
+    share_rate: float = 3e-3
+    together: bool = False
+
+
+LENET300 = (0.2, 0.09, 0.045, 0.028, 0.018, 0.012, 0.008, 0.0055)
+LENET5 = (0.15, 0.06, 0.025, 0.012, 0.008, 0.0055, 0.0038, 0.0026)
+ALL = Factors((0.4, 0.6, 0.8, 1.0, 1.15, 1.3, 1.5, 1.75), 3)
+SETTINGS = {
+    ("lenet300", "digits"): Setting(Effort(40, 15, 10, 0.1), LENET300, 2, ALL, LENET_RATES, LENETS, 5),
+    ("lenet5", "digits"): Setting(Effort(12, 5, 4, 0.03), LENET5, 1, ALL, LENET_RATES, LENETS, 5),
+    ("lenet300", "fashion"): Setting(
+        effort=Effort(30, 6, 3, 0.1, 1e-4, 256),
+        densities=(0.2, 0.08, 0.06, 0.045, 0.028),
+        first=1,
+        factors=Factors(ALL.each, 2),
+        rates=(1e-2,),  # 3e-3 and 2e-2 validated no better
+        shares=("codebook:64", "codebook:16"),
+        average=0.999,
+        share_rate=1e-3,
+        together=True,
+    ),
+    ("lenet5", "fashion"): Setting(
+        effort=Effort(8, 2, 1, 0.05, 2e-4, 128, precision="bfloat16"),
+        densities=(0.2, 0.08, 0.05, 0.025),
+        first=1,
+        factors=Factors((0.6, 0.8, 1.0, 1.3), 1),
+        rates=(3e-3,),
+        shares=("codebook:32",),
+        average=0.999,
+        share_rate=1e-3,
+        together=True,
+    ),
+    ("vgg", "fashion"): Setting(
+        effort=Effort(5, 1, 1, 0.05, 2e-4, 128, precision="bfloat16"),
+        densities=(0.15, 0.05, 0.015),
+        first=1,
+        factors=Factors((0.7, 1.0, 1.2), 1),
+        rates=(3e-3,),
+        shares=("codebook:16",),
+        average=0.999,
+        share_rate=1e-3,
+    ),
+}
 TOLERANCE = 0.0025  # of validation accuracy, when values are chosen
 HEAD = """\
 | | weights left | validation | test (lowest-highest) | to dense, points (95 %) | bytes | graph | ratio | CPU s |
@@ -75,40 +131,50 @@ def main() -> None:
         if data == "sparse":
             records_sparse.print_part(net, arguments.seeds, arguments.quick)
         else:
-            print_part(net, data, QUICK if arguments.quick else EFFORTS[net, data], arguments.seeds)
+            setting = SETTINGS[net, data]
+            print_part(net, data, quick(setting) if arguments.quick else setting, arguments.seeds)
 
 
-def task_of(case: Case, rate: float) -> Task:
+def quick(setting: Setting) -> Setting:
+    """Few images and epochs."""
+    return replace(setting, effort=replace(setting.effort, dense=2, prune=1, share=1, samples=2_000))
+
+
+def task_of(case: Case, seeds: int, setting: Setting, rate: float) -> Task:
     """A dense network with what it is made small by."""
     effort = case.effort
+    others = [replace(case, seed=seed) for seed in range(seeds) if seed != case.seed] if setting.together else []
     return Task(
         f"{case.net} {case.data} {case.seed}",
         nets.dense(case).path,
         nets.learned(case),
         nets.data(case.data).validation,
-        DENSITIES[case.net],
-        (rate, SHARE_RATE),
+        setting.densities,
+        (rate, setting.share_rate),
         (effort.prune, effort.share),
         case.seed,
+        effort.batch,
+        effort.precision,
+        setting.average,
+        tuple(nets.dense(other).path for other in others),
     )
 
 
-def print_part(net: str, data: str, effort: Effort, seeds: int) -> None:
+def print_part(net: str, data: str, setting: Setting, seeds: int) -> None:
     """One network on one data set, both pipelines."""
-    by_seed = [Case(net, data, seed, effort) for seed in range(seeds)]
-    rungs, middle = range(FIRST_POINT[net], len(DENSITIES[net])), len(DENSITIES[net]) // 2 - 1
-    rate = max(RATES[net], key=lambda one: cases.pruned(task_of(by_seed[0], one), middle).facts["validation"])
-    share = cases.chosen(SHARES[net], partial(cases.packed, task_of(by_seed[0], rate), rungs[-3]), TOLERANCE)
+    by_seed = [Case(net, data, seed, setting.effort) for seed in range(seeds)]
+    rate, steps = decided(by_seed, setting)
     count = sum(p.numel() for p in nets.build(net, 0).parameters())
-    print(f"## {net} on {data}: {count:,} weights, {seeds} seeds\n\n{effort}; rate {rate}, {share}\n")
+    print(f"## {net} on {data}: {count:,} weights, {seeds} seeds\n\n{setting}; rate {rate}\n")
     dense = Row("dense, float32", [nets.dense(case) for case in by_seed], by_seed)
-    curves = [
-        ([cases.packed(task_of(case, rate), rung, share) for rung in rungs], records_paper.points(case))
-        for case in by_seed
-    ]  # seed by seed, so that a bench that is cut short has whole ones in its cache
-    points, papers = (zip(*each, strict=True) for each in zip(*curves, strict=True))
-    ours = [Row("**gossamer**", point, by_seed) for point in points]
-    theirs = [Row("paper", point, by_seed) for point in papers]
+    points, papers = [], []  # seed by seed, so that a bench that is cut short has whole ones in its cache
+    for case in by_seed:
+        task = task_of(case, seeds, setting, rate)
+        points.append([cases.packed(task, *step) for step in steps])
+        papers.append(records_paper.points(case, setting.factors))
+    names = [f"**gossamer**, {share.partition(':')[2]} values" for _, share in steps]
+    ours = [Row(name, made, by_seed) for name, made in zip(names, zip(*points, strict=True), strict=True)]
+    theirs = [Row("paper", made, by_seed) for made in zip(*papers, strict=True)]
     print(HEAD + "|---" * HEAD.count(" |") + "|")
     for row in (dense, *ours, *theirs):
         print(line_of(row, dense, 4 * count))
@@ -117,6 +183,18 @@ def print_part(net: str, data: str, effort: Effort, seeds: int) -> None:
         for words, lost in (("no loss", 0.0), ("one point lost", 0.01)):
             print(chosen_line(f"{name}, {words}", rows, dense, lost, 4 * count))
     print(f"- published, on full MNIST or ImageNet, so to be compared in ratio only: {PUBLISHED[net]}\n", flush=True)
+
+
+def decided(by_seed: Sequence[Case], setting: Setting) -> tuple[float, list[tuple[int, str]]]:
+    """The rate, by the first seed's validation, and the points of our curve: rounds and numbers of values."""
+    tasks = {rate: task_of(by_seed[0], len(by_seed), setting, rate) for rate in setting.rates}
+    rate, shares = setting.rates[0], setting.shares
+    if len(tasks) > 1:
+        middle = len(setting.densities) // 2 - 1
+        rate = max(tasks, key=lambda one: float(cases.pruned(tasks[one], middle).facts["validation"]))
+    if setting.chooser is not None and len(shares) > 1:
+        shares = (cases.chosen(shares, partial(cases.packed, tasks[rate], setting.chooser), TOLERANCE),)
+    return rate, [(rung, share) for share in shares for rung in range(setting.first, len(setting.densities))]
 
 
 class Row:

@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ import onnx_ir as ir
 
 import gossamer
 import training_cases
+from gossamer.constraints.contract import as_text
+from gossamer.constraints.sparse import Sparse
 from gossamer.graph.edit import constant
 from gossamer.graph.weight_matrix import WeightMatrix, matrices_by_weight
 from gossamer.intake.normalise import normalise
@@ -32,14 +34,16 @@ from gossamer.runtimes.onnxruntime import open_session
 from gossamer.training.in_form import Course, Outcome, train_in_form
 from gossamer.training.lessons import Lessons
 from gossamer.training.options import Options
+from gossamer.training.spread import aims_by_layer
+from gossamer.training.teacher import Voice
 from gossamer.training.teaching import Distillation, Parts, Student, teach
 from gossamer.training.watching import Watch
 from records_files import Made, made_once, write_facts
+from records_nets import Precision
 from training_nets import Part
 
 CALIBRATION = 1_000
 BATCH = 64
-LEAST, MOST = 0.001, 0.999  # zeros of a layer
 FLOAT_BITS = 5  # of biases and tables
 FINISH = (
     Step("round_floats", {"bits": FLOAT_BITS}),
@@ -60,6 +64,8 @@ class Task:
         densities: shares of all weights that stay, round by round.
         rates: of training after a removal, and of shared values.
         epochs: the same.
+        batch, precision, average: of both, see `Options`.
+        beside: further networks that teach; the mean of all teaches.
     """
 
     name: str
@@ -70,11 +76,25 @@ class Task:
     rates: tuple[float, float]
     epochs: tuple[int, int]
     seed: int
+    batch: int = BATCH
+    precision: Precision = "float32"
+    average: float = 0.0
+    beside: tuple[Path, ...] = ()
 
     def key(self) -> list[object]:
         """What everything made of it depends on."""
-        images = hashlib.sha256(self.learn.image.tobytes() + self.choose.image.tobytes()).hexdigest()
-        return [training_cases.digest_of(self.dense), images, BATCH, self.seed, recipe()]
+        how = (self.batch, self.precision, self.average)
+        files = [training_cases.digest_of(file) for file in (self.dense, *self.beside)]
+        return [files, self.images, how, self.seed, recipe()]
+
+    @cached_property
+    def images(self) -> str:
+        """A digest of all images."""
+        return digest_of(self.learn) + digest_of(self.choose)
+
+    def said(self, part: Part) -> list[Voice]:
+        """What its teachers say of images."""
+        return [Voice(said_once(file, part)) for file in (self.dense, *self.beside)]
 
 
 def pruned(task: Task, rung: int) -> Made:
@@ -84,14 +104,15 @@ def pruned(task: Task, rung: int) -> Made:
         begin = time.process_time()
         model = normalise(read(task.dense if rung == 0 else pruned(task, rung - 1).path))
         evidence = evidence_of(task)
-        ratios = by_score(model, evidence, task.densities[rung])
-        config = {"solver": "nearest", "by_layer": {node: f"sparse:{ratio:.6f}" for node, ratio in ratios.items()}}
+        aims = aims_by_layer(model, Sparse(ratio=1 - task.densities[rung]), evidence)
+        config = {"solver": "nearest", "by_layer": {node: as_text(aim) for node, aim in aims.items()}}
         sparse = run(Step("constrain_weights", {"constraint": "sparse:0.5", **config}), model, evidence).model
         outcome = taught(task, sparse, task.rates[0], task.epochs[0])
         save(outcome.model, folder / "model.onnx")
         best = outcome.trained.best_epoch
         right = training_cases.accuracy(folder / "model.onnx", task.choose)
-        write_facts(folder, {"validation": right, "best": best, "ratios": ratios, "cpu_s": time.process_time() - begin})
+        told = {"validation": right, "best": best, "ratios": {node: aim.ratio for node, aim in aims.items()}}
+        write_facts(folder, {**told, "cpu_s": time.process_time() - begin})
         training_cases.tell(f"{task.name} {task.densities[rung]:.2%}: {right:.2%}, epoch {best}")
 
     return made_once("pruned", [*task.key(), task.densities[: rung + 1], task.rates[0], task.epochs[0]], fill)
@@ -139,14 +160,35 @@ def packed(task: Task, rung: int, share: str) -> Made:
 def taught(task: Task, model: Model, rate: float, epochs: int) -> Outcome:
     """As `train_model` trains, by labels and the dense net, but that the validation part chooses the epoch."""
     parts = [samples_of(part, model) for part in (task.learn, task.choose)]
-    options = Options(epochs=epochs, batch=BATCH, rate=rate, seed=task.seed, device="cpu")
+    options = Options(
+        epochs=epochs,
+        batch=task.batch,
+        rate=rate,
+        seed=task.seed,
+        device="cpu",
+        precision=task.precision,
+        average=task.average,
+    )
     student, watch = Student(model, open_session(model, 1)), Watch(say=lambda _: None)
+    how = Distillation(), options, watch.say
     learn, choose = (
-        teach(student, Parts(part, part, part, part, True), task.dense, Distillation(), options, watch.say)
-        for part in parts
+        teach(student, Parts(samples, samples, samples, samples, True), task.said(part), *how)
+        for part, samples in zip((task.learn, task.choose), parts, strict=True)
     )
     lessons = Lessons(parts[0], learn.learn), Lessons(parts[1], choose.choose)
     return train_in_form(model, Course(learn.losses, (), *lessons, None, watch), options, sparse=True)
+
+
+def said_once(file: Path, part: Part) -> np.ndarray:
+    """A network's logits; they lie beside it."""
+    kept = file.with_name(f"{file.stem}-said-{digest_of(part)[:12]}.npy")
+    if not kept.exists():
+        np.save(kept, training_cases.logits(file, part.image))
+    return np.asarray(np.load(kept))
+
+
+def digest_of(part: Part) -> str:
+    return hashlib.sha256(part.image.tobytes()).hexdigest()
 
 
 def samples_of(part: Part, model: Model) -> Samples:
@@ -168,23 +210,6 @@ def weights_of(model: Model) -> dict[str, tuple[WeightMatrix, ...]]:
 
 def share_of_zeros(value: ir.Value) -> float:
     return float(np.mean(np.asarray(constant(value)) == 0))
-
-
-def by_score(model: Model, evidence: Evidence, density: float) -> dict[str, float]:
-    """One score over all layers: LAMP's (Lee et al. 2021), a weight's energy over that of all in its layer that are not
-    less; with the energy that its input brings, and not of the weight alone."""
-    found = weights_of(model)
-    moments = evidence.moments(model, list(found))
-    scores = {}
-    for name, (use, *_) in found.items():
-        h = moments[name].h_GKK
-        energy = use.to_matrix(np.asarray(constant(use.value))).astype(np.float64) ** 2
-        energy *= 1 if h is None else np.diagonal(h, axis1=1, axis2=2)[:, None, :]
-        ordered = np.sort(energy.reshape(-1))
-        scores[use.node.name or ""] = ordered / np.maximum(np.cumsum(ordered[::-1])[::-1], 1e-30)
-    every = np.concatenate(list(scores.values()))
-    limit = np.partition(every, -round(density * every.size))[-round(density * every.size)]
-    return {node: min(max(float(np.mean(score < limit)), LEAST), MOST) for node, score in scores.items()}
 
 
 # --- files

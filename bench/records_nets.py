@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,27 +33,35 @@ from records_files import Made, made_once, write_facts
 from training_nets import Data, Part
 
 SPLIT_SEED = 7
-BATCH = 64
-PEAK_RATES = {"lenet300": 0.1, "lenet5": 0.03, "vgg": 0.03}
-MOMENTUM, DECAY = 0.9, 5e-4  # Caffe's
+MOMENTUM = 0.9
 WARM = 0.1  # of all steps, in which the rate rises
+
+
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
 class Effort:
-    """Epochs.
+    """How nets are trained, in both pipelines.
 
     Attributes:
-        dense: of training the dense net.
-        prune: after each removal.
-        share: after values became shared.
+        dense: epochs of the dense net.
+        prune: the same after each removal.
+        share: the same after values became shared.
+        rate, decay: of the dense net; the rate is the highest.
+        batch: samples of a step, everywhere.
         samples: of the training part that are used.
+        precision: "bfloat16" keeps weights in float32 and multiplies in bfloat16, in training alone.
     """
 
     dense: int
     prune: int
     share: int
+    rate: float
+    decay: float = 5e-4  # Caffe's
+    batch: int = 64
     samples: int = 55_000
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True)
@@ -139,13 +148,17 @@ def dense(case: Case) -> Made:
 
     def fill(folder: Path) -> None:
         begin, net = time.process_time(), build(case.net, case.seed)
-        right = fit(net, case, case.effort.dense, PEAK_RATES[case.net], torch.Generator().manual_seed(case.seed))
+        right = fit(net, case, case.effort.dense, case.effort.rate, torch.Generator().manual_seed(case.seed))
         torch.save(net.state_dict(), folder / "state.pt")
         save(gossamer.load_torch(net, torch.zeros(2, 1, 28, 28)), folder / "model.onnx")
         write_facts(folder, {"cpu_s": time.process_time() - begin, "validation": right})
 
-    effort = case.effort
-    return made_once("dense", [case.net, case.data, case.seed, effort.dense, effort.samples, nets_script()], fill)
+    return made_once("dense", dense_key(case), fill)
+
+
+def dense_key(case: Case) -> list[object]:
+    """What a dense network depends on; epochs after removals are none of it."""
+    return [case.net, case.data, case.seed, repr(replace(case.effort, prune=0, share=0)), nets_script()]
 
 
 def fit(
@@ -156,22 +169,26 @@ def fit(
     generator: torch.Generator,
     after: Callable[[], None] = lambda: None,
     before: Callable[[], None] = lambda: None,
-    decay: float = DECAY,
+    decay: float | None = None,
 ) -> float:
     """SGD with Nesterov momentum on labels, the rate falling as a cosine; `before` and `after` go round each step.
     The net ends as after the epoch that validated best, the last of equals; returns that accuracy."""
-    part, validation = learned(case), data(case.data).validation
+    part, validation, batch = learned(case), data(case.data).validation, case.effort.batch
     images, labels = torch.from_numpy(part.image), torch.from_numpy(part.labels)
-    steps = epochs * (len(labels) // BATCH)
-    optimizer = torch.optim.SGD(net.parameters(), rate, momentum=MOMENTUM, nesterov=True, weight_decay=decay)
+    steps, low = epochs * (len(labels) // batch), case.effort.precision == "bfloat16"
+    held = case.effort.decay if decay is None else decay
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs; pools in half the time
+    optimizer = torch.optim.SGD(net.parameters(), rate, momentum=MOMENTUM, nesterov=True, weight_decay=held)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=WARM, cycle_momentum=False)
     best, kept = -1.0, {}
     for _ in range(epochs):
         net.train()
-        order = torch.randperm(len(labels), generator=generator)[: steps // epochs * BATCH]
-        for rows in torch.split(order, BATCH):
+        order = torch.randperm(len(labels), generator=generator)[: steps // epochs * batch]
+        for rows in torch.split(order, batch):
             optimizer.zero_grad()
-            torch.autograd.backward(F.cross_entropy(net(images[rows]), labels[rows]))
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                logits = net(images[rows])
+            torch.autograd.backward(F.cross_entropy(logits.float(), labels[rows]))
             before()
             optimizer.step()
             schedule.step()

@@ -19,23 +19,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from records_files import Made, made_once, write_facts
-from records_nets import PEAK_RATES, Case, build, data, dense, fit, hits_of, nets_script
+from records_nets import Case, build, data, dense, dense_key, fit, hits_of
 
 DENSITIES = {  # the paper's, layer by layer; of VGG-16's first and deepest convolutions and its three dense layers
     "lenet300": (0.08, 0.09, 0.26),
     "lenet5": (0.66, 0.12, 0.08, 0.19),
     "vgg": (0.58, 0.22, 0.34, 0.36, 0.04, 0.04, 0.23),
-}
-FACTORS = {  # of the qualities, round by round; points of the curve from that of 1 on
-    "lenet300": (0.4, 0.6, 0.8, 1.0, 1.15, 1.3, 1.5, 1.75),
-    "lenet5": (0.4, 0.6, 0.8, 1.0, 1.15, 1.3, 1.5, 1.75),
-    "vgg": (0.6, 0.8, 1.0, 1.2, 1.45),
 }
 FINE = 0.1  # of the dense rate: "retrained with 1/10 of the original learning rate"
 SHARE_RATE = 1e-3  # of centroids, whose gradients are sums over many weights
@@ -43,37 +39,43 @@ VALUES = {True: 256, False: 32}  # of a convolution, of a dense layer
 INDEX_BITS = 5
 
 
-def points(case: Case) -> list[Made]:
+class Factors(NamedTuple):
+    """Of the qualities, round by round, and rounds before the curve's first point."""
+
+    each: tuple[float, ...]
+    first: int
+
+
+def points(case: Case, factors: Factors) -> list[Made]:
     """The curve, from dense to sparse; each pruned further from the one before."""
-    factors = FACTORS[case.net]
-    pruned = [_pruned(case, rung) for rung in range(len(factors))]
-    return [_shared(case, pruned[rung], rung) for rung in range(factors.index(1.0), len(factors))]
+    upto = [factors.each[: rung + 1] for rung in range(len(factors.each))]
+    return [_shared(case, _pruned(case, some), some) for some in upto[factors.first :]]
 
 
-def _pruned(case: Case, rung: int) -> Made:
-    source = dense(case) if rung == 0 else _pruned(case, rung - 1)
+def _pruned(case: Case, factors: tuple[float, ...]) -> Made:
+    source = _pruned(case, factors[:-1]) if len(factors) > 1 else dense(case)
 
     def fill(folder: Path) -> None:
         begin, net = time.process_time(), _loaded(case, source)
-        thresholds = _thresholds(_loaded(case, dense(case)), case.net, FACTORS[case.net][rung])
+        thresholds = _thresholds(_loaded(case, dense(case)), case.net, factors[-1])
         masks = [w.detach().abs() > limit for w, limit in zip(_weights(net), thresholds, strict=True)]
-        generator = torch.Generator().manual_seed(1000 * (rung + 1) + case.seed)
-        fit(net, case, case.effort.prune, FINE * PEAK_RATES[case.net], generator, _masking(net, masks))
+        generator = torch.Generator().manual_seed(1000 * len(factors) + case.seed)
+        fit(net, case, case.effort.prune, FINE * case.effort.rate, generator, _masking(net, masks))
         _masking(net, masks)()
         torch.save(net.state_dict(), folder / "state.pt")
-        spent = time.process_time() - begin + (0 if rung == 0 else source.facts["cpu_s"])
+        spent = time.process_time() - begin + (source.facts["cpu_s"] if len(factors) > 1 else 0)
         write_facts(folder, {"cpu_s": spent})
 
-    return made_once("paper-pruned", [*_key(case), FACTORS[case.net][: rung + 1]], fill)
+    return made_once("paper-pruned", [*_key(case), factors], fill)
 
 
-def _shared(case: Case, source: Made, rung: int) -> Made:
+def _shared(case: Case, source: Made, factors: tuple[float, ...]) -> Made:
     def fill(folder: Path) -> None:
         begin, net = time.process_time(), _loaded(case, source)
         codes = [_clustered(w.detach().numpy(), VALUES[w.ndim == 4]) for w in _weights(net)]
         indices = [torch.from_numpy(index) for index, _ in codes]
         tables = [torch.from_numpy(table) for _, table in codes]
-        generator = torch.Generator().manual_seed(1000 * (rung + 1) + 500 + case.seed)
+        generator = torch.Generator().manual_seed(1000 * len(factors) + 500 + case.seed)
         before, after = _sharing(net, indices, tables)
         after()
         right = fit(net, case, case.effort.share, SHARE_RATE, generator, after, before, decay=0.0)
@@ -86,13 +88,11 @@ def _shared(case: Case, source: Made, rung: int) -> Made:
         spent = time.process_time() - begin + source.facts["cpu_s"]
         write_facts(folder, {**facts, "validation": right, "cpu_s": spent})
 
-    return made_once("paper-shared", [*_key(case), FACTORS[case.net][: rung + 1], case.effort.share], fill)
+    return made_once("paper-shared", [*_key(case), factors, case.effort.share], fill)
 
 
 def _key(case: Case) -> list[object]:
-    effort = case.effort
-    own = Path(__file__).read_text()
-    return [case.net, case.data, case.seed, effort.dense, effort.prune, effort.samples, nets_script(), own]
+    return [*dense_key(case), case.effort.prune, Path(__file__).read_text()]
 
 
 def _loaded(case: Case, made: Made) -> nn.Module:

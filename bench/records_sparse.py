@@ -1,60 +1,161 @@
-"""The training bench's networks with most of their weights zero: pruned in rounds, taught by themselves, and packed.
+"""The training bench's networks with most of their weights zero, and packed.
 
-They come in float from `training.py`'s cache. Two files a point: floats that are left, and 16 shared values.
+They come in float from `training.py`'s cache, and are trained as `gossamer train --constraint sparse:R --removal
+gradual` does it, taught by labels and themselves; but that the validation part chooses the epoch. Two files a point:
+floats that are left, and 16 shared values.
 """
 
 from __future__ import annotations
 
+import hashlib
+import time
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
+import msgspec
 import numpy as np
 
+import fetch
+import gossamer
 import records_cases
 import training
 import training_cases
 import training_nets
-from records_cases import Task
+from gossamer.constraints.contract import as_text
+from gossamer.constraints.sparse import Sparse
+from gossamer.intake.normalise import normalise
+from gossamer.intake.onnx_file import read
+from gossamer.measuring.evidence import Evidence
+from gossamer.nouns.model import Model, save
+from gossamer.nouns.plan import Plan, Step
+from gossamer.passes.contract import run, run_plan
+from gossamer.runtimes.onnxruntime import open_session
+from gossamer.training.in_form import Course, train_in_form
+from gossamer.training.lessons import Lessons
+from gossamer.training.options import Options
+from gossamer.training.spread import aims_by_layer
+from gossamer.training.stages import Formed, in_stages
+from gossamer.training.teaching import Distillation, Parts, Student, teach
+from gossamer.training.watching import Watch
+from records_files import Made, made_once, write_facts
 from records_tables import change, spread
 from training_cases import FULL, QUICK, Case, Effort
 
-DENSITIES = {"demo": (0.25, 0.1, 0.05), "resnet8": (0.3, 0.1, 0.05, 0.02)}
-POINTS = {"demo": (0.05,), "resnet8": (0.1, 0.05, 0.02)}
-SAMPLES, RATES = 55_000, (3e-3, 1e-3)
-EPOCHS = {"demo": (4, 2), "resnet8": (2, 1)}  # of a round, and behind sharing
+POINTS = {"demo": (0.95,), "resnet8": (0.9, 0.95, 0.98)}  # of all weights, zeros
+EPOCHS = {"demo": 24, "resnet8": 10}
+SHARED_EPOCHS = 2
+SAMPLES = 55_000
+OPTIONS = Options(batch=128, rate=1e-2, precision="bfloat16", device="cpu")
+SHARED_RATE = 1e-3
 SHARE = "codebook:16"
 
 
 def print_part(net: str, seeds: int, quick: bool) -> None:
-    """One network at each of its densities."""
-    effort = QUICK if quick else FULL
+    """One network at each of its shares of zeros."""
+    effort, epochs = (QUICK, 1) if quick else (FULL, EPOCHS[net])
     by_seed = [Case(net, seed, effort) for seed in range(seeds)]
-    dense = [training_cases.floated(case) for case in by_seed]
-    tasks = [task_of(case, 500 if quick else SAMPLES) for case in by_seed]
-    points = [(density, share) for density in POINTS[net] for share in ("", SHARE)]
-    rungs = [DENSITIES[net].index(density) for density, _ in points]
-    found = [
-        [records_cases.packed(task, rung, share) for rung, (_, share) in zip(rungs, points, strict=True)]
-        for task in tasks
-    ]
-    rows = [training.Row("float", dense)]
-    for at, (density, share) in enumerate(points):
-        files = [training_cases.Made(each[at].path, each[at].facts) for each in found]
-        rows.append(training.Row(f"{1 - density:.0%} zeros{', ' + share if share else ''}", files))
-    print(f"## {net} on fashion, sparse: {seeds} seeds, {EPOCHS[net][0]} epochs of {SAMPLES:,} images a round\n")
+    rows = [training.Row("float", [training_cases.floated(case) for case in by_seed])]
+    for zeros in POINTS[net]:
+        for share in ("", SHARE):
+            made = [packed(case, zeros, epochs, share) for case in by_seed]
+            files = [training_cases.Made(each.path, each.facts) for each in made]
+            rows.append(training.Row(f"{zeros:.0%} zeros{', ' + share if share else ''}", files))
+    print(f"## {net} on fashion, sparse: {seeds} seeds, {epochs} epochs of {samples_of(by_seed[0]):,} images\n")
     print("| | accuracy (lowest-highest) | to float, points (95 %) | bytes | smaller | CPU s |")
     print("|---" * 6 + "|")
-    size = float(np.mean([made.path.stat().st_size for made in dense]))
+    size = float(np.mean([made.path.stat().st_size for made in rows[0].made]))
     for row in rows:
         print(line_of(row, rows[0], effort, size))
     print(flush=True)
 
 
-def task_of(case: Case, samples: int) -> Task:
-    """A float network with what it is made sparse by."""
-    whole = training_nets.data()
-    learn, choose = whole.train.take(slice(samples)), training_cases.validation(case.effort)
-    file = training_cases.floated(case).path
-    return Task(f"{case.net} {case.seed}", file, learn, choose, DENSITIES[case.net], RATES, EPOCHS[case.net], case.seed)
+def samples_of(case: Case) -> int:
+    return SAMPLES if case.effort is FULL else 8_000
+
+
+# --- made once
+
+
+def sparse(case: Case, zeros: float, epochs: int) -> Made:
+    """Zeros that appear in the first half of training."""
+    options = msgspec.structs.replace(OPTIONS, epochs=epochs, seed=case.seed)
+    key = key_of(case, zeros, repr(options))
+    checkpoint = fetch.cache() / "records" / f"sparse-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}.safetensors"
+
+    def fill(folder: Path) -> None:
+        begin = time.process_time()
+        model = normalise(read(training_cases.floated(case).path))
+        course = course_of(case, model, options, checkpoint)
+        outcome, _ = in_stages(model, course, options, Formed(f"sparse:{zeros!r}", removal="gradual"), folder)
+        save(outcome.model, folder / "model.onnx")
+        checkpoint.unlink()
+        trained = outcome.trained
+        told = {"best": trained.best_epoch, "epochs": [epoch.right for epoch in trained.epochs]}
+        write_facts(folder, {**told, "cpu_s": time.process_time() - begin})
+
+    return made_once("sparse", key, fill)
+
+
+def shared(case: Case, zeros: float, epochs: int, share: str) -> Made:
+    """Values shared behind that, and trained; without a share what there is."""
+    first = sparse(case, zeros, epochs)
+    if not share:
+        return first
+    options = msgspec.structs.replace(OPTIONS, epochs=SHARED_EPOCHS, seed=case.seed, rate=SHARED_RATE)
+
+    def fill(folder: Path) -> None:
+        begin, model = time.process_time(), normalise(read(first.path))
+        course = course_of(case, model, options, None)
+        evidence = Evidence(course.learn.samples.first(records_cases.CALIBRATION))
+        by_layer = aims_by_layer(model, Sparse(ratio=zeros), evidence)
+        config = {"by_layer": {node: f"{as_text(aim)}+{share}" for node, aim in by_layer.items()}}
+        step = Step("constrain_weights", {"constraint": share, "solver": "nearest", **config})
+        outcome = train_in_form(run(step, model, evidence).model, course, options, sparse=True)
+        save(outcome.model, folder / "model.onnx")
+        spent = time.process_time() - begin + first.facts["cpu_s"]
+        write_facts(folder, {"best": outcome.trained.best_epoch, "cpu_s": spent})
+
+    return made_once("sparse-shared", [first.folder.name, share, repr(options), records_cases.recipe()], fill)
+
+
+def packed(case: Case, zeros: float, epochs: int, share: str) -> Made:
+    """The same, folded, without dead channels, and packed: `model.goss` lies beside `model.onnx`."""
+    made = shared(case, zeros, epochs, share)
+    steps = records_cases.FINISH if share else records_cases.FINISH[1:]
+
+    def fill(folder: Path) -> None:
+        model = run_plan(Plan("finish", steps), normalise(read(made.path))).model
+        records_cases.write_light(model, folder / "model.onnx")
+        found = gossamer.pack_file(folder / "model.onnx", folder / "model.goss").bytes
+        right = training_cases.accuracy(folder / "model.onnx", training_cases.validation(case.effort))
+        write_facts(folder, {"bytes": found.archive, "validation": right, "cpu_s": made.facts["cpu_s"]})
+        training_cases.tell(f"  {case.net} {case.seed} {zeros:.0%} {share}: {right:.2%}, {found.archive:,} bytes")
+
+    key = [made.folder.name, [step.key() for step in steps], training_cases.code_digest()]
+    return made_once("sparse-packed", key, fill)
+
+
+def key_of(case: Case, *settings: object) -> list[object]:
+    dense = training_cases.digest_of(training_cases.floated(case).path)
+    code = records_cases.recipe(), Path(__file__).read_text()
+    return [dense, samples_of(case), case.effort.validation, *settings, *code]
+
+
+def course_of(case: Case, model: Model, options: Options, checkpoint: Path | None) -> Course:
+    """As `train_model` makes it, with the validation part to choose by."""
+    learn = training_nets.data().train.take(slice(samples_of(case)))
+    parts = [records_cases.samples_of(part, model) for part in (learn, training_cases.validation(case.effort))]
+    watch = Watch(say=partial(say, f"{case.net} {case.seed}"))
+    student = Student(model, open_session(model, 1))
+    dense = training_cases.floated(case).path
+    teaching = [teach(student, Parts(p, p, p, p, True), dense, Distillation(), options, watch.say) for p in parts]
+    lessons = Lessons(parts[0], teaching[0].learn), Lessons(parts[1], teaching[1].choose)
+    return Course(teaching[0].losses, (), *lessons, checkpoint, watch)
+
+
+def say(name: str, line: str) -> None:
+    training_cases.tell(f"{name}: {line}")
 
 
 def line_of(row: training.Row, against: training.Row, effort: Effort, float_bytes: float) -> str:

@@ -91,6 +91,13 @@ def train(
             "trained, by size (gradual), by where weights move (movement), or dropped and grown (rigl)."
         ),
     ] = "second_order",
+    spread: Annotated[
+        Literal["score", "equal"],
+        typer.Option(
+            help="What a ratio of zeros is of: all layers together, most where weights matter least (score), or "
+            "each layer (equal). N:M and blocks are of each."
+        ),
+    ] = "score",
     penalty: Annotated[
         str,
         typer.Option(
@@ -220,6 +227,7 @@ def train(
             removal,
             tuple(part.strip() for part in penalty.split(",") if part.strip()),
             sections,
+            spread,
         )
         if json:
             console.give(msgspec.json.encode(summary))

@@ -19,6 +19,7 @@ pytest.importorskip("safetensors", reason="safetensors is not installed: pip ins
 from tests.contracts.test_every_constraint import ALL, EXAMPLES
 from tests.passes.graphs import parse
 
+from gossamer.arith.removal import removed_count
 from gossamer.constraints.codebook import Codebook
 from gossamer.constraints.composed import Composed
 from gossamer.constraints.contract import Constraint, constraint_from_text
@@ -34,12 +35,14 @@ from gossamer.measuring.fetching import with_outputs
 from gossamer.nouns.model import Model, save
 from gossamer.nouns.samples import samples_from_arrays
 from gossamer.runtimes.onnxruntime import open_session
+from gossamer.training.constraining import Activations
 from gossamer.training.in_form import Course
 from gossamer.training.lessons import Lessons
 from gossamer.training.losses.outputs import Outputs
 from gossamer.training.options import Options
 from gossamer.training.pupil import WeightedLoss
 from gossamer.training.sparsity.chosen import Removal
+from gossamer.training.spread import Spread
 from gossamer.training.stages import Formed, check_formed, in_stages, plan
 from gossamer.training.teacher import from_model
 from gossamer.training.watching import Watch
@@ -118,7 +121,9 @@ def _grid_for(w_GOK: np.ndarray, grid: Grid | Codebook) -> Grid | Codebook:
 @pytest.mark.parametrize("text", [text for text in ALL if text != WIDE])
 def test_what_is_stored_after_training_lies_inside(text: str, tmp_path: Path) -> None:
     rounds = 2 if text.startswith("sparse:0") else None
-    found = weights(trained(Formed(text, rounds, "float" if "grid" in text else "uint8"), tmp_path, batch=32))
+    activations: Activations = "float" if "grid" in text else "uint8"
+    spread: Spread = "equal" if "sparse" in text else "score"
+    found = weights(trained(Formed(text, rounds, activations, spread=spread), tmp_path, batch=32))
     assert_inside(constraint_from_text(text), found)
     if text != "sparse:0.0":  # there is nothing to learn in it
         assert not any(np.array_equal(w[0].T, before) for w in found for before in WEIGHTS)
@@ -131,11 +136,29 @@ def test_a_form_that_would_save_nothing_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["grid:4", "grid:8:tensor", "sparse:0.5+grid:4", "low_rank:2+grid:4"])
 def test_layers_that_compute_in_integers_too(text: str, tmp_path: Path) -> None:
-    assert_inside(constraint_from_text(text), weights(trained(Formed(text), tmp_path, batch=32)))
+    formed = Formed(text, spread="equal" if "sparse" in text else "score")
+    assert_inside(constraint_from_text(text), weights(trained(formed, tmp_path, batch=32)))
 
 
 @pytest.mark.parametrize("text", [*EXAMPLES["sparse"], "sparse:0.5+grid:4", "sparse:0.5+codebook:4"])
 @pytest.mark.parametrize("removal", ["gradual", "movement", "rigl"])
 def test_zeros_that_appear_while_training(removal: Removal, text: str, tmp_path: Path) -> None:
-    formed = Formed(text, None, "float" if "grid" in text else "uint8", removal)
+    formed = Formed(text, None, "float" if "grid" in text else "uint8", removal, spread="equal")
     assert_inside(constraint_from_text(text), weights(trained(formed, tmp_path, batch=3)))
+
+
+@pytest.mark.parametrize(
+    ("text", "activations"),
+    [
+        ("sparse:0.7", "uint8"),
+        ("sparse:0.7+grid:4", "uint8"),
+        ("sparse:0.7+grid:4", "float"),
+        ("sparse:0.7+codebook:4", "uint8"),
+    ],
+)
+@pytest.mark.parametrize("removal", ["second_order", "gradual", "movement", "rigl"])
+def test_zeros_of_all_layers_together(removal: Removal, text: str, activations: Activations, tmp_path: Path) -> None:
+    found = weights(trained(Formed(text, None, activations, removal), tmp_path, batch=3))
+    first, second = ((w == 0).reshape(-1) for w in found)
+    assert first.sum() + second.sum() >= removed_count(0.7, first.size + second.size)
+    assert first.sum() != second.sum()

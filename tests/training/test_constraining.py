@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -23,6 +24,7 @@ from gossamer.nouns.samples import samples_from_arrays
 from gossamer.training.command import Summary, train_model
 from gossamer.training.constraining import Activations, constrained, stages_of
 from gossamer.training.options import Options
+from gossamer.training.sparsity.chosen import Removal
 from gossamer.training.watching import Watch
 
 QUICK = Options(epochs=8, batch=32, device="cpu", rate=0.01)
@@ -81,9 +83,14 @@ def test_a_model_without_weights_for_a_grid_is_refused() -> None:
         constrained(model, "grid:4", "uint8", samples_from_arrays({"x": np.ones((9, 8), np.float32)}))
 
 
-def zeros_of(model: Model) -> list[float]:
+def zeros_of(model: Model) -> list[np.ndarray]:
+    """Of each weight, which of its numbers are zero."""
     arrays = (value.const_value.numpy() for value in model.ir.graph.initializers.values() if value.const_value)
-    return [float(np.mean(array == 0)) for array in arrays if array.ndim == 2 and array.dtype == np.float32]
+    return [array.reshape(-1) == 0 for array in arrays if array.ndim == 2 and array.dtype == np.float32]
+
+
+def share(zeros: list[np.ndarray]) -> float:
+    return float(np.concatenate(zeros).mean())
 
 
 def test_a_ratio_of_zeros_is_reached_in_rounds(tmp_path: Path, points: dict[str, np.ndarray]) -> None:
@@ -95,7 +102,10 @@ def test_a_ratio_of_zeros_is_reached_in_rounds(tmp_path: Path, points: dict[str,
         "moving weights into sparse:0.7",
         "moving weights into sparse:0.8",
     ]
-    assert np.allclose(zeros_of(read(tmp_path / "model.onnx")), 0.8, atol=0.01)
+    zeros = zeros_of(read(tmp_path / "model.onnx"))
+    assert share(zeros) == pytest.approx(0.8, abs=0.001)
+    assert zeros[0].mean() > 0.8 > zeros[1].mean(), "the last layer has the fewest to give"
+    assert any(note.startswith("sparse:0.8 of all layers together: 7") for note in summary.notes), summary.notes
     assert summary.constraint == "sparse:0.8" and len(summary.trained.epochs) == 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "training.json"]
 
@@ -103,7 +113,7 @@ def test_a_ratio_of_zeros_is_reached_in_rounds(tmp_path: Path, points: dict[str,
 def test_zeros_survive_what_comes_behind_them(tmp_path: Path, points: dict[str, np.ndarray]) -> None:
     train_model(network(), points, tmp_path, options=QUICK, constraint="sparse:0.7+grid:4", rounds=2)
     stored = integers(read(tmp_path / "model.onnx"))
-    assert len(stored) == 2 and all(np.mean(array == 0) >= 0.69 for array in stored)
+    assert len(stored) == 2 and share([array.reshape(-1) == 0 for array in stored]) >= 0.7
     assert max(int(np.abs(array).max()) for array in stored) <= 8
 
 
@@ -137,6 +147,28 @@ def test_a_killed_run_goes_on_with_the_stage_that_it_was_in(tmp_path: Path, poin
     ]
     train_model(network(), points, tmp_path / "b", **asked)
     assert (tmp_path / "a" / "model.onnx").read_bytes() == (tmp_path / "b" / "model.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("removal", ["gradual", "movement", "rigl"])
+def test_a_killed_run_goes_on_with_the_zeros_of_each_layer(
+    removal: Removal, tmp_path: Path, points: dict[str, np.ndarray]
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def steps(done: int, _: int) -> None:
+        if done == 130:
+            raise Killed
+
+    asked = {"options": QUICK, "constraint": "sparse:0.8", "removal": removal}
+    with pytest.raises(Killed):
+        train_model(network(), points, tmp_path / "a", **asked, watch=Watch(steps=steps))
+    said: list[str] = []
+    train_model(network(), points, tmp_path / "a", **asked, watch=Watch(said.append))
+    assert any(line.startswith("going on from .checkpoint.safetensors: epoch") for line in said)
+    train_model(network(), points, tmp_path / "b", **asked)
+    assert (tmp_path / "a" / "model.onnx").read_bytes() == (tmp_path / "b" / "model.onnx").read_bytes()
+    assert share(zeros_of(read(tmp_path / "b" / "model.onnx"))) == pytest.approx(0.8, abs=0.001)
 
 
 def test_rounds_that_are_none_are_refused(tmp_path: Path, points: dict[str, np.ndarray]) -> None:
@@ -192,7 +224,14 @@ def test_samples_that_measure_are_not_learned_from(tmp_path: Path, points: dict[
 
 def test_few_zeros_stay_if_they_were_asked_for(tmp_path: Path, points: dict[str, np.ndarray]) -> None:
     train_model(network(), points, tmp_path, options=QUICK, constraint="sparse:0.3", rounds=1)
-    assert np.allclose(zeros_of(read(tmp_path / "model.onnx")), 0.3, atol=0.01)
+    assert share(zeros_of(read(tmp_path / "model.onnx"))) == pytest.approx(0.3, abs=0.002)
+
+
+def test_each_layer_has_the_same_share_if_it_is_asked_for(tmp_path: Path, points: dict[str, np.ndarray]) -> None:
+    train_model(network(), points, tmp_path, options=QUICK, constraint="sparse:0.8", rounds=2, spread="equal")
+    each = [share([zeros]) for zeros in zeros_of(read(tmp_path / "model.onnx"))]
+    assert each == pytest.approx([0.8, 0.8], abs=0.002)
+    assert msgspec.json.decode((tmp_path / "training.json").read_bytes())["form"]["spread"] == "equal"
 
 
 def test_what_a_constraint_cannot_take_is_said(tmp_path: Path, points: dict[str, np.ndarray]) -> None:

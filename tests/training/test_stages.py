@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 pytest.importorskip("torch", reason="torch is not installed: pip install 'gossamer[train]'")
@@ -14,13 +15,18 @@ pytest.importorskip("safetensors", reason="safetensors is not installed: pip ins
 from tests.passes.graphs import parse
 from tests.training.small_nets import network
 
+from gossamer.arith.removal import removed_count
 from gossamer.constraints.contract import constraint_from_text
 from gossamer.errors import OptionError
 from gossamer.graph.edit import constant
+from gossamer.graph.qdq import integers_behind
 from gossamer.graph.weight_uses import weight_uses
 from gossamer.intake.normalise import normalise
+from gossamer.measuring.evidence import Evidence
 from gossamer.nouns.model import Model
+from gossamer.nouns.plan import Step
 from gossamer.nouns.samples import samples_from_arrays
+from gossamer.passes.contract import run
 from gossamer.training.in_form import Course, Outcome
 from gossamer.training.lessons import Lessons
 from gossamer.training.losses.outputs import Outputs
@@ -98,10 +104,24 @@ def test_penalties_act_where_layers_have_weights_of_their_own() -> None:
 
 @pytest.mark.parametrize("removal", ["gradual", "movement", "rigl"])
 def test_zeros_are_reached_in_one_run(removal: str, tmp_path: Path) -> None:
-    outcome, met = formed_by(Formed("sparse:0.6", removal=removal), tmp_path)
+    outcome, met = formed_by(Formed("sparse:0.6", removal=removal, spread="equal"), tmp_path)
     assert met == "sparse:0.6" and len(outcome.trained.epochs) == 7
     assert_inside(outcome.model, "sparse:0.6", 2)
     assert outcome.trained.best_epoch > 0 and outcome.trained.epochs[outcome.trained.best_epoch].validation_loss < 0.3
+
+
+def test_integers_become_zero_where_their_layer_can_spare_them(tmp_path: Path) -> None:
+    evidence = Evidence(samples_from_arrays({"x": POINTS}))
+    model = run(Step("quantize_static"), network(), evidence).model
+    outcome, _ = formed_by(Formed("sparse:0.6", removal="gradual"), tmp_path, model=model)
+    stored = (integers_behind(node) for node in outcome.model.ir.graph if node.op_type == "DequantizeLinear")
+    first, second = (np.asarray(constant(value)) == 0 for value in stored if value is not None and is_matrix(value))
+    assert first.sum() + second.sum() >= removed_count(0.6, first.size + second.size)
+    assert first.mean() > 0.6 > second.mean()
+
+
+def is_matrix(value: ir.Value) -> bool:
+    return np.asarray(constant(value)).ndim == 2
 
 
 @pytest.mark.parametrize("then", ["codebook:8", "grid:4"])
@@ -236,6 +256,8 @@ def test_vectors_are_trained_in_form(tmp_path: Path) -> None:
             Formed("sparse:0.5", removal="magic"),
             "removal is 'magic'; allowed are second_order, gradual, movement, rigl",
         ),
+        (Formed("grid:4", spread="equal"), "spread equal is how zeros lie over layers, and grid:4 asks for no zeros"),
+        (Formed("sparse:0.5", spread="even"), "spread is 'even'; allowed are score, equal"),
         (Formed("sparse:0.9", 7, removal="gradual"), "rounds is 7, and removal gradual reaches sparse:0.9 in one run"),
         (Formed("sparse:2:4", 3), "rounds is 3, and sparse:2:4 is not reached in rounds, as only a ratio of zeros is"),
         (Formed("codebook:16", 2), "rounds is 2, and codebook:16 is not reached in rounds"),

@@ -38,6 +38,7 @@ from gossamer.training.options import Options
 from gossamer.training.origin import with_origin
 from gossamer.training.rates import set_rates
 from gossamer.training.sparsity.chosen import Removal
+from gossamer.training.spread import Spread
 from gossamer.training.stages import STAGE, Formed, check_formed, in_stages
 from gossamer.training.tasks import Task, heads_of
 from gossamer.training.teacher import voices_of
@@ -60,7 +61,7 @@ class Summary(msgspec.Struct, frozen=True):
         accuracy: before anything and after, of the files in onnxruntime, on samples that were in neither of the other
             two: against the labels, or without any against the teacher. Of several outputs that learned, the mean.
         tasks: the same of each output, if several learned.
-        form: what was asked for: constraint, rounds, removal, penalties and the like.
+        form: what was asked for: constraint, rounds, removal, spread, penalties and the like.
         head: for how many classes the last layer was drawn anew.
         options: those that were given, but for a batch that memory halved. In several stages `trained` is the last.
     """
@@ -112,6 +113,7 @@ def train_model(
     removal: Removal = "second_order",
     penalties: tuple[str, ...] = (),
     sections: int = 0,
+    spread: Spread = "score",
 ) -> Summary:
     """Train an ONNX model on labels, a teacher or both, and write it with what it gained into a folder.
 
@@ -135,6 +137,8 @@ def train_model(
             `mixture:0.01`, `rate:0.1`.
         sections: that integers are trained in one after the other, front to back, with the epochs for each; by the
             float network, its teacher. 0 trains the whole at once.
+        spread: what a ratio of zeros is of: score, of all constrained weights together, most where they matter least;
+            equal, of each layer. N:M and blocks are of each layer either way.
 
     Raises:
         InputError: the model, the teacher, the data, an option or the folder cannot be used.
@@ -142,7 +146,7 @@ def train_model(
         CandidateError: the loss became NaN, or memory does not suffice.
     """
     begin = perf_counter()
-    formed = Formed(constraint, rounds, activations, removal, penalties, sections)
+    formed = Formed(constraint, rounds, activations, removal, penalties, sections, spread)
     check_formed(formed, options)
     source, folder = read(model), writable_folder(out)
     check_not_input(source.path, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -20,9 +21,11 @@ from gossamer.nouns.plan import Plan, Step
 from gossamer.nouns.samples import Samples
 from gossamer.passes.contract import run_plan
 from gossamer.planning.candidates import CLEAN
+from gossamer.training.spread import Spread, aims_by_layer, described, is_spread
 
 Activations = Literal["uint8", "int8", "float"]
 CALIBRATION = 256  # samples
+NO_AIMS: Mapping[str, Sparse] = {}
 
 
 def stages_of(constraint: str, rounds: int) -> tuple[str, ...]:
@@ -55,11 +58,6 @@ def zeros_of(constraint: str) -> Sparse | None:
     return first if isinstance(first, Sparse) else None
 
 
-def is_sparse(constraint: str) -> bool:
-    """Whether a constraint asks for zeros."""
-    return zeros_of(constraint) is not None
-
-
 def check_activations(constraint: str, activations: Activations) -> None:
     """See that layers can compute in these with weights under a constraint.
 
@@ -78,29 +76,57 @@ def cleaned(model: Model, samples: Samples, threads: int = 1) -> Model:
     return replace(applied.model, notes=(*model.notes, *(note for note in applied.notes if note not in model.notes)))
 
 
-def constrained(model: Model, constraint: str, activations: Activations, samples: Samples, threads: int = 1) -> Model:
+def constrained(
+    model: Model,
+    constraint: str,
+    activations: Activations,
+    samples: Samples,
+    threads: int = 1,
+    spread: Spread = "score",
+    sequential: bool = False,
+) -> Model:
     """The model with its weights moved into a constraint at the least error of what each layer computes.
 
     Args:
         constraint: as `gossamer constrain` takes it; grids alone, or behind zeros, make layers compute in integers.
         activations: integers, in which layers then compute, or float, where weights alone take few bits.
         samples: the first 256 of them calibrate.
+        spread: how a ratio of zeros lies over the layers, see `spread`.
+        sequential: integers are found layer behind layer, see `quantize_static`.
 
     Raises:
         OptionError: a constraint that no weight can take, or a grid that integer layers do not take.
     """
-    evidence = Evidence(samples.first(CALIBRATION), threads)
-    plan = Plan(constraint, (*CLEAN.steps, *_steps(constraint_from_text(constraint), activations)))
-    applied = run_plan(plan, model, evidence)
-    if not set(applied.made_by) - {step.key() for step in CLEAN.steps}:
+    evidence, aim = Evidence(samples.first(CALIBRATION), threads), constraint_from_text(constraint)
+    clean = run_plan(Plan("clean", CLEAN.steps), model, evidence)
+    zeros = zeros_of(constraint)
+    by_layer = NO_AIMS
+    if zeros is not None and is_spread(spread, zeros):
+        by_layer = aims_by_layer(clean.model, zeros, evidence)
+    applied = run_plan(Plan(constraint, _steps(aim, activations, by_layer, sequential)), clean.model, evidence)
+    if not applied.made_by:
         raise OptionError(f"no weight of {model.name} can become {constraint}: {'; '.join(applied.notes)}")
-    return replace(applied.model, notes=(*model.notes, *(note for note in applied.notes if note not in model.notes)))
+    told = (described(by_layer, zeros),) if zeros is not None and by_layer and aim == zeros else ()
+    notes = (*model.notes, *clean.notes, *told, *applied.notes)
+    return replace(applied.model, notes=tuple(dict.fromkeys(notes)))
 
 
-def _steps(aim: Constraint, activations: Activations) -> tuple[Step, ...]:
+def _steps(
+    aim: Constraint, activations: Activations, aims: Mapping[str, Sparse] = NO_AIMS, sequential: bool = False
+) -> tuple[Step, ...]:
+    """How weights get there.
+
+    Args:
+        aims: the zeros of each layer, where they differ.
+    """
     grid = aim.then if isinstance(aim, Composed) else aim
     thin = isinstance(aim, Composed) and isinstance(aim.first, LowRank)  # factors stand there already
+    by_layer = {
+        node: as_text(msgspec.structs.replace(aim, first=zeros) if isinstance(aim, Composed) else zeros)
+        for node, zeros in aims.items()
+    }
     config: dict[str, Any] = {"constraint": as_text(grid if thin else aim), "solver": "second_order"}
+    config |= {"by_layer": by_layer} if by_layer else {}
     if not isinstance(grid, Grid):
         return (Step("constrain_weights", config),)
     if activations == "float":
@@ -120,4 +146,5 @@ def _steps(aim: Constraint, activations: Activations) -> tuple[Step, ...]:
         "granularity": grid.granularity,
         "rounding": "second_order" if thin or aim is grid else "nearest",  # the nearest of zero is zero
     }
+    static |= {"sequential": True} if sequential and static["rounding"] == "second_order" else {}
     return (Step("quantize_static", static), Step("correct_bias"))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 from torch import fx
 
 from gossamer.constraints.contract import as_text
@@ -28,7 +29,8 @@ from gossamer.training.rates import set_rates
 from gossamer.training.run import Job
 from gossamer.training.settle import settle
 from gossamer.training.sparsity.chosen import Removal, build, suited
-from gossamer.training.sparsity.contract import Shaper, check_reached
+from gossamer.training.sparsity.contract import Shaper, check_reached, stored_GOK
+from gossamer.training.spread import aims_by_score, check_share, described, energy_of
 from gossamer.training.twin import readers_of, twin
 from gossamer.training.watching import Watch
 from gossamer.training.write_back import write_back
@@ -59,12 +61,15 @@ class Shaping(NamedTuple):
     Attributes:
         penalties: as they are spelled, see `penalties.chosen`.
         removal: how zeros appear, see `sparsity`.
-        zeros: what each layer is to be in the end; None leaves zeros as they are.
+        zeros: what layers are to be in the end; None leaves zeros as they are.
+        inputs: weight -> squares of what it is multiplied with, to spread the zeros over the layers by, see
+            `spread.input_energies`; None for as many in every layer.
     """
 
     penalties: tuple[str, ...] = ()
     removal: Removal = "gradual"
     zeros: Sparse | None = None
+    inputs: Mapping[str, np.ndarray] | None = None
 
 
 NOTHING = Shaping()
@@ -122,7 +127,9 @@ def train_in_form(
     result = settle(write_back(module, graph), model)
     check_zeros(model, result, sparse, names)
     if shaper is not None and not trained.interrupted:
-        _check_stored(result, shaper, names)
+        _check_stored(result, shaper)
+    if shaper is not None and len(set(shaper.aims)) > 1:
+        notes = (*notes, described(shaper.by_layer, shaper.aim))
     return Outcome(replace(result, path=None, notes=(*result.notes, *notes)), trained, options)
 
 
@@ -135,13 +142,22 @@ def _shaper(model: Model, layers: Sequence[LayerWeight], shaping: Shaping, notes
     if not layers or shaping.zeros is None:
         wanted = "" if shaping.zeros is None else as_text(shaping.zeros)
         raise OptionError(f"no weight of {model.name} can become {wanted}: {'; '.join(notes) or 'it has none'}")
-    return build(shaping.removal, layers, shaping.zeros)
+    if shaping.inputs is None:
+        return build(shaping.removal, layers, shaping.zeros)
+    weights = [layer.real_GOK().detach().cpu().numpy() for layer in layers]
+    inputs = [shaping.inputs.get(layer.initializer) for layer in layers]
+    energies = [energy_of(w_GOK, input_GK) for w_GOK, input_GK in zip(weights, inputs, strict=True)]
+    return build(shaping.removal, layers, shaping.zeros, aims_by_score(energies, shaping.zeros))
 
 
-def _check_stored(result: Model, shaper: Shaper, names: frozenset[str]) -> None:
-    """See that the model holds the zeros, as the file will."""
-    graph = twin(result)
-    check_reached([one for one in layer_weights(lower(graph), graph) if one.initializer in names], shaper.aim)
+def _check_stored(result: Model, shaper: Shaper) -> None:
+    """See that the model holds the zeros, as the file will: each layer its own, and all together what was asked for."""
+    graph, aims = twin(result), shaper.by_initializer
+    layers = [one for one in layer_weights(lower(graph), graph) if one.initializer in aims]
+    for layer in layers:
+        check_reached([layer], aims[layer.initializer])
+    if set(shaper.aims) != {shaper.aim}:
+        check_share([stored_GOK(layer) == 0 for layer in layers], shaper.aim)
 
 
 def for_fixed_batch(options: Options, fixed_batch: int | None) -> Options:

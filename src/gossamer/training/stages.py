@@ -18,23 +18,26 @@ from gossamer.constraints.sparse import Sparse
 from gossamer.errors import OptionError
 from gossamer.intake.normalise import normalise
 from gossamer.intake.onnx_file import read
+from gossamer.measuring.evidence import Evidence
 from gossamer.measuring.machine import available_cores
 from gossamer.nouns.model import Model, save, to_bytes
 from gossamer.training.constraining import (
+    CALIBRATION,
     Activations,
     check_activations,
     cleaned,
     constrained,
-    is_sparse,
     stages_of,
     zeros_of,
 )
 from gossamer.training.in_form import Course, Outcome, Shaping, train_in_form
+from gossamer.training.norms import LEAST_BATCH, folded, with_norms
 from gossamer.training.options import Options
 from gossamer.training.penalties.chosen import OF_INTEGERS, Wanted, parse
 from gossamer.training.run import data_digest, described
 from gossamer.training.sections import train_in_sections
 from gossamer.training.sparsity.chosen import Removal
+from gossamer.training.spread import SPREADS, Spread, check_spread, input_energies, is_spread
 
 STAGE = ".stage-"  # begins the names of files of finished stages, which a killed run goes on from
 ROUNDS = 4  # in which a ratio of zeros is reached
@@ -49,6 +52,7 @@ class Formed(msgspec.Struct, frozen=True, omit_defaults=True):
             others are trained (see `sparsity`).
         penalties: what weights cost by themselves, see `penalties.chosen`.
         sections: that integers are trained in, one after the other, see `sections`; 0 and 1 train the whole at once.
+        spread: of which layers a ratio of zeros is: all together, by a score, or each (equal), see `spread`.
     """
 
     constraint: str = ""
@@ -57,6 +61,7 @@ class Formed(msgspec.Struct, frozen=True, omit_defaults=True):
     removal: Removal = "second_order"
     penalties: tuple[str, ...] = ()
     sections: int = 0
+    spread: Spread = "score"
 
 
 class Stage(NamedTuple):
@@ -176,17 +181,38 @@ def _trained(
     course.watch.say(_told(stage, formed.removal))
     samples, threads = course.learn.samples, available_cores()
     if stage.constraint:
-        moved = constrained(model, stage.constraint, formed.activations, samples, threads)
+        in_order = formed.sections > 1  # what is learned front to back begins so, too
+        moved = constrained(model, stage.constraint, formed.activations, samples, threads, formed.spread, in_order)
     else:
         moved = cleaned(model, samples, threads)
     for note in moved.notes[len(model.notes) :]:
         course.watch.say(f"  {note}")
     if formed.sections > 1:
         return train_in_sections(moved, course, options, formed.sections, finished)
-    sparse = bool(stage.constraint) and is_sparse(stage.constraint)
-    return train_in_form(
-        moved, course, options, sparse=sparse, shaping=Shaping(stage.penalties, formed.removal, stage.zeros)
-    )
+    zeros = zeros_of(stage.constraint) if stage.constraint else stage.zeros
+    alone = zeros is not None and str(stage) == as_text(zeros)  # weights are floats then
+    spread = zeros is not None and is_spread(formed.spread, zeros)
+    some = samples.first(CALIBRATION)
+    inputs = input_energies(moved, Evidence(some, threads)) if spread and stage.zeros is not None else None
+    shown = with_norms(moved, some, threads) if alone and _takes_norms(course, options, stage) else moved
+    if shown is not moved:
+        course.watch.say("norms stand behind convolutions of floats meanwhile")
+    shaping = Shaping(stage.penalties, formed.removal, stage.zeros, inputs)
+    outcome = train_in_form(shown, course, options, sparse=stage.zeros is None and zeros is not None, shaping=shaping)
+    outcome = outcome if shown is moved else outcome._replace(model=folded(outcome.model, moved))
+    if spread and zeros is not None and stage.constraint == as_text(zeros):
+        check_spread(outcome.model, zeros)
+    return outcome
+
+
+def _takes_norms(course: Course, options: Options, stage: Stage) -> bool:
+    """Whether norms may stand behind convolutions.
+
+    Not where shares of the rate are by name, as theirs would be unclear, nor under penalties: what a norm scales up
+    again can become small at no loss.
+    """
+    together = course.learn.fixed_batch or options.batch
+    return together >= LEAST_BATCH and not options.rates and not stage.penalties
 
 
 def _told(stage: Stage, removal: Removal) -> str:
@@ -209,7 +235,7 @@ def _acting(wanted: tuple[Wanted, ...], constraint: str) -> tuple[str, ...]:
 
 
 def _check_removal(formed: Formed) -> None:
-    """See that removal and rounds mean something here."""
+    """See that removal, spread and rounds mean something here."""
     constraint, removal, rounds = formed.constraint, formed.removal, formed.rounds
     if removal not in get_args(Removal):
         raise OptionError(f"removal is {removal!r}; allowed are {', '.join(get_args(Removal))}")
@@ -218,6 +244,13 @@ def _check_removal(formed: Formed) -> None:
         raise OptionError(
             f"removal {removal} is how weights become zero, and {constraint or 'no constraint'} asks for no zeros; "
             "give one that does, such as sparse:0.9, or leave removal out"
+        )
+    if formed.spread not in SPREADS:
+        raise OptionError(f"spread is {formed.spread!r}; allowed are {', '.join(SPREADS)}")
+    if formed.spread == "equal" and zeros is None:
+        raise OptionError(
+            f"spread equal is how zeros lie over layers, and {constraint or 'no constraint'} asks for no zeros; "
+            "give one that does, such as sparse:0.9, or leave spread out"
         )
     if rounds in (None, 1):  # in one everything is done
         return

@@ -17,19 +17,22 @@ from gossamer.training.sparsity.rigl import RigL
 Removal = Literal["second_order", "gradual", "movement", "rigl"]
 
 
-def build(removal: Removal, layers: Sequence[LayerWeight], aim: Sparse) -> Shaper:
+def build(removal: Removal, layers: Sequence[LayerWeight], aim: Sparse, aims: Sequence[Sparse] = ()) -> Shaper:
     """A shaper of the layers.
+
+    Args:
+        aims: of each layer, where they differ.
 
     Raises:
         OptionError: second_order, which removes weights between runs of training, not in one.
     """
     match removal:
         case "gradual":
-            return Gradual(layers, aim)
+            return Gradual(layers, aim, aims)
         case "movement":
-            return Movement(layers, aim)
+            return Movement(layers, aim, aims)
         case "rigl":
-            return RigL(layers, aim)
+            return RigL(layers, aim, aims)
         case _:
             raise OptionError(f"{removal} removes weights in rounds; for one run take gradual, movement or rigl")
 

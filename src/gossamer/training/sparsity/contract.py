@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +33,8 @@ class Shaper(nn.Module):
     """Masks of some layers, all of them full in the beginning.
 
     Attributes:
-        aim: what each layer is to be in the end.
+        aim: what was asked for.
+        aims: what each layer is to be in the end: the same, or its own part of the zeros.
         begin, end: shares of training between which masks change.
         updates: how often they do.
     """
@@ -41,10 +43,11 @@ class Shaper(nn.Module):
     end = 0.75
     updates = 32
 
-    def __init__(self, layers: Sequence[LayerWeight], aim: Sparse) -> None:
+    def __init__(self, layers: Sequence[LayerWeight], aim: Sparse, aims: Sequence[Sparse] = ()) -> None:
         super().__init__()
         self.aim = aim
         self._layers = tuple(layers)
+        self.aims = tuple(aims) or (aim,) * len(self._layers)
         for index, layer in enumerate(self._layers):
             self.register_buffer(f"mask_{index}", torch.ones_like(layer.parameter, dtype=torch.bool))
 
@@ -66,12 +69,14 @@ class Shaper(nn.Module):
         The net as it is begins at the bottom of its loss, where any rate seems too high. What is changed, masks too, is
         put back by whoever asks.
         """
-        self._by_magnitude(self.aim)
+        self._by_magnitude(1.0)
 
     @torch.no_grad()
-    def _by_magnitude(self, aim: Sparse) -> None:
-        for layer, mask in self._masked():
-            mask.copy_(chosen(layer, magnitudes(layer, layer.parameter), aim))
+    def _by_magnitude(self, share: float) -> None:
+        for aim, (layer, mask) in zip(self.aims, self._masked(), strict=True):
+            part = partial(aim, share)
+            if part is not None:
+                mask.copy_(chosen(layer, magnitudes(layer, layer.parameter), part))
         self._hold()
 
     def settled(self, at: Moment) -> bool:
@@ -95,7 +100,18 @@ class Shaper(nn.Module):
 
     def described(self) -> str:
         """What it is, to tell one run's checkpoint from another's."""
-        return f"{self.name} {as_text(self.aim)}"
+        spread = "" if set(self.aims) <= {self.aim} else f" by layer: {', '.join(map(as_text, self.aims))}"
+        return f"{self.name} {as_text(self.aim)}{spread}"
+
+    @property
+    def by_initializer(self) -> dict[str, Sparse]:
+        """What each weight is to be, by the initializer's name."""
+        return {layer.initializer: aim for layer, aim in zip(self._layers, self.aims, strict=True)}
+
+    @property
+    def by_layer(self) -> dict[str, Sparse]:
+        """The same by layer."""
+        return {layer.layer: aim for layer, aim in zip(self._layers, self.aims, strict=True)}
 
     @property
     def name(self) -> str:
@@ -161,6 +177,11 @@ def check_reached(layers: Sequence[LayerWeight], aim: Sparse) -> None:
         CandidateError: names the first that is not.
     """
     for layer in layers:
-        stored = layer.parameter if layer.grid is None else layer.integers()
-        if not aim.contains(layer.matrix(stored.detach()).cpu().numpy()):
+        if not aim.contains(stored_GOK(layer)):
             raise CandidateError(f"{layer.layer}: its weight {layer.initializer} is not {as_text(aim)} after training")
+
+
+def stored_GOK(layer: LayerWeight) -> np.ndarray:
+    """What a file holds of a layer's weight, integers or floats."""
+    stored = layer.parameter if layer.grid is None else layer.integers()
+    return layer.matrix(stored.detach()).cpu().numpy()

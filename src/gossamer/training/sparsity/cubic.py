@@ -24,16 +24,14 @@ class Cubic(Shaper):
     end = 0.5  # what is left needs as long to recover; a quarter of training was too little where it was measured
     updates = 24
 
-    def __init__(self, layers: Sequence[LayerWeight], aim: Sparse) -> None:
-        super().__init__(layers, aim)
+    def __init__(self, layers: Sequence[LayerWeight], aim: Sparse, aims: Sequence[Sparse] = ()) -> None:
+        super().__init__(layers, aim, aims)
         for index, layer in enumerate(self._layers):
             self.register_buffer(f"whole_{index}", layer.parameter.detach().clone())
 
     def rehearse(self) -> None:
         """As halfway; at the end, the rate that is found is too high for a net that comes there by and by."""
-        aim = partial(self.aim, REHEARSED)
-        if aim is not None:
-            self._by_magnitude(aim)
+        self._by_magnitude(REHEARSED)
 
     @torch.no_grad()
     def after_step(self, at: Moment | None) -> None:
@@ -56,9 +54,8 @@ class Cubic(Shaper):
         return torch.where(mask, self._layers[index].parameter, kept)
 
     def _choose(self, share: float) -> None:
-        aim = partial(self.aim, share)
         for index, (layer, mask) in enumerate(self._masked()):
-            whole = self.whole(index)
+            aim, whole = partial(self.aims[index], share), self.whole(index)
             self.get_buffer(f"whole_{index}").copy_(whole)
             if aim is not None:
                 mask.copy_(chosen(layer, self.score(index, whole), aim))

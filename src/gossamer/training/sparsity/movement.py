@@ -27,8 +27,8 @@ class Movement(Cubic):
 
     begin = 0.1  # until then scores tell little
 
-    def __init__(self, layers: Sequence[LayerWeight], aim: Sparse) -> None:
-        super().__init__(layers, aim)
+    def __init__(self, layers: Sequence[LayerWeight], aim: Sparse, aims: Sequence[Sparse] = ()) -> None:
+        super().__init__(layers, aim, aims)
         for index, layer in enumerate(self._layers):
             self.register_buffer(f"score_{index}", torch.zeros_like(layer.parameter))
 

@@ -22,9 +22,9 @@ MOVED = 0.3  # of the weights that are not zero: how many move at first
 class RigL(Shaper):
     """Masks of fixed size, the first by magnitude; see the module."""
 
-    def __init__(self, layers: Sequence[LayerWeight], aim: Sparse) -> None:
-        super().__init__(layers, aim)
-        self._by_magnitude(aim)
+    def __init__(self, layers: Sequence[LayerWeight], aim: Sparse, aims: Sequence[Sparse] = ()) -> None:
+        super().__init__(layers, aim, aims)
+        self._by_magnitude(1.0)
 
     def settled(self, at: Moment) -> bool:
         return True
@@ -34,19 +34,20 @@ class RigL(Shaper):
         number = 0 if at is None else self._update_at(at.done, at.total)
         if number:
             share = MOVED / 2 * (1 + cos(pi * number / self.updates))
-            for layer, mask in self._masked():
+            for aim, (layer, mask) in zip(self.aims, self._masked(), strict=True):
                 if layer.parameter.grad is not None:
-                    mask.copy_(self._moved(layer, mask, layer.parameter.grad, share))
+                    mask.copy_(_moved(layer, mask, layer.parameter.grad, share, aim))
             self._hold()
         self._block_gradients()
 
     def after_step(self, at: Moment | None) -> None:
         self._hold()
 
-    def _moved(self, layer: LayerWeight, mask: Tensor, gradient: Tensor, share: float) -> Tensor:
-        """The mask without the smallest of its weights, and with those of the largest gradients instead."""
-        alive = float(mask.float().mean())
-        fewer = Sparse(ratio=min(1 - alive * (1 - share), 1 - 1e-9), block=self.aim.block)
-        kept = chosen(layer, magnitudes(layer, layer.parameter), fewer) & mask
-        size = gradient.detach().abs().cpu().double()  # not every accelerator has so many digits
-        return chosen(layer, torch.where(kept.cpu(), size.sum() + 1, size), self.aim)
+
+def _moved(layer: LayerWeight, mask: Tensor, gradient: Tensor, share: float, aim: Sparse) -> Tensor:
+    """The mask without the smallest of its weights, and with those of the largest gradients instead."""
+    alive = float(mask.float().mean())
+    fewer = Sparse(ratio=min(1 - alive * (1 - share), 1 - 1e-9), block=aim.block)
+    kept = chosen(layer, magnitudes(layer, layer.parameter), fewer) & mask
+    size = gradient.detach().abs().cpu().double()  # not every accelerator has so many digits
+    return chosen(layer, torch.where(kept.cpu(), size.sum() + 1, size), aim)

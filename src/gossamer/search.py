@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from time import perf_counter
 
@@ -9,11 +10,13 @@ from gossamer.errors import GossamerError
 from gossamer.gate import meets
 from gossamer.hastening import Measured, hasten, time_layers
 from gossamer.measuring.machine import sums_in_16_bits
+from gossamer.nouns.budget import Budget
 from gossamer.nouns.plan import Plan
+from gossamer.nouns.record import Candidate
 from gossamer.passes.contract import run_plan
 from gossamer.planning.candidates import CLEAN, propose
 from gossamer.planning.choice import leader
-from gossamer.planning.features import features
+from gossamer.planning.features import Features, features
 from gossamer.planning.guard import culprits, fewest, raised, to_mend, worth_mending
 from gossamer.planning.limits import Attempt
 from gossamer.planning.priced import Place
@@ -21,6 +24,8 @@ from gossamer.planning.recovering import to_train, trained
 from gossamer.planning.refinement import correct_in_order, mend_by_rounding, refine, round_by_loss
 from gossamer.shrinking import MOST_TRAINED, Ledger, shrink, train_smaller, weigh, weigh_archives
 from gossamer.trials import Bench, TimeUp, Trial, added, attempts, check_time, final_race, find_blame, original
+
+Proposal = Callable[[Features, Sequence[Candidate], Budget], tuple[Plan, ...]]
 
 
 def try_all(bench: Bench) -> tuple[list[Trial], str]:
@@ -31,14 +36,9 @@ def try_all(bench: Bench) -> tuple[list[Trial], str]:
         weight_bits = 7 if sums_in_16_bits(bench.target) else 8
         for plan in propose(found, bench.select.runtime, aim, weight_bits):
             tried.extend(attempts(plan, bench, tried))
-        for plan in refine(found, [trial.candidate for trial in tried], bench.budget):
-            tried.extend(attempts(plan, bench, tried))
-        for plan in mend_by_rounding(found, [trial.candidate for trial in tried], bench.budget):
-            tried.extend(attempts(plan, bench, tried))
+        _follow_up(bench, tried, found, (refine, mend_by_rounding))
         _guard(bench, tried)
-        for finish in (round_by_loss, correct_in_order):
-            for plan in finish(found, [trial.candidate for trial in tried], bench.budget):
-                tried.extend(attempts(plan, bench, tried))
+        _follow_up(bench, tried, found, (round_by_loss, correct_in_order))
         _recover(bench, tried)
         if aim != "latency" or not any(trial.candidate.met for trial in tried):
             _shrink(bench, tried)
@@ -52,6 +52,13 @@ def try_all(bench: Bench) -> tuple[list[Trial], str]:
         bench.say("the time is up: going on with the best so far")
         return tried, "time limit"
     return tried, ""
+
+
+def _follow_up(bench: Bench, tried: list[Trial], found: Features, proposals: Sequence[Proposal]) -> None:
+    """What each proposes, in view of all that was tried until then."""
+    for proposal in proposals:
+        for plan in proposal(found, [trial.candidate for trial in tried], bench.budget):
+            tried.extend(attempts(plan, bench, tried))
 
 
 def _guard(bench: Bench, tried: list[Trial]) -> None:

@@ -54,6 +54,9 @@ class Gathering:
         paired: the moments of stacks, see `paired_moments`, of all weights that have one; `paired` names them.
         skips: of these, weight -> the tensor that is added to what its one layer gives, see `skips`.
 
+    Attributes:
+        besides: how the change of that goes with the layer's input, by weight (G, O, K), a sample.
+
     Raises:
         ModelError: see `moments`.
     """
@@ -69,6 +72,7 @@ class Gathering:
         self.model = with_named_states(model)
         self.uses = _uses(self.model, weights)
         self.room, self.skips = Room(memory_bytes), skips
+        self.besides: dict[str, np.ndarray] = {}
         self.tallies: dict[Source, Tally] = {}
         self.waiting: dict[Source, list[Arrays]] = {}
         self.waiting_bytes: dict[Source, int] = {}
@@ -134,22 +138,6 @@ class Gathering:
                 f"{batch.where}; check that sample, the preprocessing and the model's weights"
             )
 
-    def besides(self, samples: int) -> dict[str, np.ndarray]:
-        """How the change of what comes past a layer goes with its input, by weight (G, O, K), a sample."""
-        self._flush_all()
-        tallies = {
-            name: self.tallies[self._key(self.uses[name][0], name)] for name in self.skips if name in self.paired
-        }
-        return {
-            name: tally.beside_GOK / max(samples, 1)
-            for name, tally in tallies.items()
-            if isinstance(tally, Pair) and tally.beside_GOK is not None
-        }
-
-    def _flush_all(self) -> None:
-        for waiting in tuple(self.waiting):
-            self._flush(waiting)
-
     def _key(self, use: WeightMatrix, name: str) -> Source:
         """What a use's sum is kept under."""
         key = source_of(use).key
@@ -158,13 +146,18 @@ class Gathering:
         return Source(("pair", key, (name, self.skips[name])) if name in self.skips else ("pair", key))
 
     def result(self, samples: int, source: str = "samples") -> dict[str, Moments]:
-        """The sums divided by the number of samples; can be asked once, behind `besides`."""
+        """The sums divided by the number of samples; can be asked once. `besides` is known then."""
         totals: dict[Source, np.ndarray] = {}
-        self._flush_all()
+        for waiting in tuple(self.waiting):
+            self._flush(waiting)
         for key, tally in self.tallies.items():
             totals[key] = tally.total()
             totals[key] /= max(samples, 1)
         rows = {key: tally.rows for key, tally in self.tallies.items()}
+        for name in self.skips.keys() & self.paired:
+            tally = self.tallies[self._key(self.uses[name][0], name)]
+            if isinstance(tally, Pair) and tally.beside_GOK is not None:
+                self.besides[name] = tally.beside_GOK / max(samples, 1)
         self.tallies = {}
         result: dict[str, Moments] = {}
         for name, uses in self.uses.items():

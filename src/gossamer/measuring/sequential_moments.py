@@ -154,9 +154,8 @@ class Walk:
         skips = {} if reference is None else {name: self.skips[name] for name in names if name in self.skips}
         gathering = Gathering(model, names, self.memory_bytes, reference is not None, skips)
         take_in(gathering, self._batches(gathering, chosen, reference), self.batching)
-        count = sum(self.marks[at][0] for at in chosen)
-        besides = gathering.besides(count)
-        return Part(gathering.result(count), gathering.paired, besides)
+        found = gathering.result(sum(self.marks[at][0] for at in chosen))
+        return Part(found, gathering.paired, gathering.besides)
 
     def _batches(self, gathering: Gathering, chosen: Sequence[int], reference: Model | None) -> Iterator[Counted]:
         names = [name for name in gathering.needed if not name.endswith(IN_FLOAT)]

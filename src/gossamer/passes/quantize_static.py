@@ -333,7 +333,7 @@ def _solved(model: Model, layout: Placement, config: Config, evidence: Evidence)
 def _in_sequence(
     model: Model, matrices: dict[str, WeightMatrix], config: Config, evidence: Evidence
 ) -> dict[str, Chosen]:
-    grid = constraints.Grid(config.weight_bits, granularity=config.granularity)
+    grid = _grid_of_weights(config)
     uses = {matrix.value: (matrix,) for matrix in matrices.values()}
     answers = solve_all(model, uses, dict.fromkeys(uses, grid), "second_order", evidence, True, lambda *_: True)
     forms = {name: answers[matrix.value].solved.form for name, matrix in matrices.items()}
@@ -345,11 +345,14 @@ def _in_sequence(
 
 
 def _chosen(matrix: WeightMatrix, config: Config, moments: Moments) -> Chosen:
-    grid = constraints.Grid(config.weight_bits, granularity=config.granularity)
     w_GOK = matrix.to_matrix(np.asarray(constant(matrix.value)))
     coarse = config.weight_bits <= COARSE_BITS  # with 8 bits other scales gain next to nothing
-    form = round_grid.solve(w_GOK, grid, for_others(moments), search=coarse)
+    form = round_grid.solve(w_GOK, _grid_of_weights(config), for_others(moments), search=coarse)
     return _stored(matrix, form, config)
+
+
+def _grid_of_weights(config: Config) -> constraints.Grid:
+    return constraints.Grid(config.weight_bits, granularity=config.granularity)
 
 
 def _stored(matrix: WeightMatrix, form: weight_grid.Grid, config: Config) -> Chosen:

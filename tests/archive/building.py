@@ -132,6 +132,40 @@ def table(alphabet: int, first: int, entries: Sequence[int]) -> np.ndarray:
     return frequencies(whole)
 
 
+def in_proportion(weights: Sequence[int]) -> np.ndarray:
+    """Frequencies of weights, as rule 8 has them."""
+    found = [1 + weight * (2**24 - len(weights)) // max(sum(weights), 1) for weight in weights]
+    found[weights.index(max(weights))] += 2**24 - sum(found)
+    return np.array(found)
+
+
+def by_runs(symbols: Sequence[int], table: np.ndarray) -> tuple[int, list[tuple[Sequence[int], np.ndarray]]]:
+    """A class as rule 12 has it: how many others it has beyond what is expected, and what stands in its place."""
+    common, often, left = int(table.argmax()), int(table.max()), 2**24
+    weights = []
+    while left > 2**18 and len(weights) < 256:
+        weights.append(left * (2**24 - often) // 2**24)
+        left = left * often // 2**24
+    gap_table, longest = in_proportion([*weights, left]), len(weights)
+    places = [at for at, symbol in enumerate(symbols) if symbol != common]
+    gaps = [place - before - 1 for before, place in zip([-1, *places], places, strict=False)]
+    parts: list[tuple[Sequence[int], np.ndarray]] = []
+    while gaps:
+        parts.append(([min(gap, longest) for gap in gaps], gap_table))
+        gaps = [gap - longest for gap in gaps if gap >= longest]
+    others = in_proportion([0 if at == common else int(each) for at, each in enumerate(table)])
+    more = len(places) - len(symbols) * (2**24 - often) // 2**24
+    return more, [*parts, ([symbols[place] for place in places], others)]
+
+
+def numbers_of_others(more: Sequence[int]) -> list[tuple[Sequence[int], np.ndarray]]:
+    """What comes before all classes by runs."""
+    folded = [2 * one if one >= 0 else -2 * one - 1 for one in more]
+    far, even = [one for one in folded if one >= 511], np.full(4096, 4096)
+    near = ([min(one, 511) for one in folded], in_proportion([2**20 // (1 + n) for n in range(512)]))
+    return [near, ([one // 4096 for one in far], even), ([one % 4096 for one in far], even)]
+
+
 def archive_of(
     streams: Sequence[Stream],
     cuts: Sequence[tuple[int, int, int, int]],

@@ -26,7 +26,9 @@ from gossamer.archive.reader import (
     VERSION,
     WORDS,
     Plane,
+    coded_in_runs,
 )
+from gossamer.archive.runs import encode_gaps, encode_numbers, gapped
 from gossamer.archive.spans import Span, spans
 from gossamer.archive.symbols import Symbols, Taken, kind_of, taken
 from gossamer.archive.tables import (
@@ -339,13 +341,19 @@ def _plane(coding: _Coding, tables: Sequence[np.ndarray], part: slice) -> bytes:
 
 
 def _encode(coder: Encoder, values: np.ndarray, classes: np.ndarray, tables: Sequence[np.ndarray]) -> None:
-    """Class by class."""
+    """Class by class; numbers of what is in runs come before all of them."""
     short = np.clip(classes, 0, len(tables) - 1).astype(np.uint8)
     ordered = values[np.argsort(short, kind="stable")] if len(tables) > 1 else values
-    at = 0
-    for table, size in zip(tables, np.bincount(short, minlength=len(tables)).tolist(), strict=True):
-        coder.encode(ordered[at : at + size], table)
-        at += size
+    sizes = np.bincount(short, minlength=len(tables))
+    parts = np.split(ordered, np.cumsum(sizes)[:-1])
+    runs = coded_in_runs(tables, sizes.tolist())
+    in_runs = [None if run is None else gapped(part, run) for part, run in zip(parts, runs, strict=True)]
+    encode_numbers(coder, [one for one in in_runs if one is not None])
+    for part, table, one in zip(parts, tables, in_runs, strict=True):
+        if one is None:
+            coder.encode(part, table)
+        else:
+            encode_gaps(coder, one)
 
 
 def _index_of_tables(tables: Sequence[Written], slope: int, coarse: int) -> bytes:

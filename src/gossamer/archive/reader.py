@@ -10,7 +10,8 @@ from __future__ import annotations
 import lzma
 import sys
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -44,6 +45,12 @@ MOST_TAPS = 64
 MOST_THRESHOLDS = 32
 ALL_ALPHABETS = 1 << 20  # together, and 64 for each byte of the file
 SHORTEST_CUT = 8  # bytes
+RUN_SYMBOLS = 512  # of a class, from which on runs of its most frequent symbol may be coded as such
+RUN_FREQUENCY = 3 << PRECISION - 2  # that this symbol has then at least
+LONGEST_GAP = 256  # coded as one symbol
+RARE_GAP = 64  # one gap in so many takes more than one
+BLOCK = 1 << 16  # symbols that are sorted by class together
+NEAR = 511  # numbers of others that lie no farther from what is expected are one symbol
 PHRASES = (  # of graphs, each a byte from 192 on, rule 5
     b'\x05batch|\x12\x13\n\x11\x08\x01\x12\r\n\x07\x12\x05batch\n\x02\x08|"\x03Add|"\x04Cast*\t\n\x02to\x18|'
     b'"\x04Cast*\t\n\x02to\x18\x01\xa0\x01\x02|"\x04Clip|"\x04Conv|"\x04Gelu|"\x04Gemm|"\x04Relu|"\x06Gather|'
@@ -213,6 +220,9 @@ class Bytes:
     def number(self, most: int = 2**63 - 1) -> int:
         """An unsigned number, seven bits a byte, the lowest first."""
         value, shift, byte = 0, 0, 128
+        if self.at < len(self.data) and self.data[self.at] < 128:  # most are
+            value = byte = self.data[self.at]
+            self.at += 1
         while byte > 127:
             if shift > 63:
                 raise ArchiveError(f"{self.what} has a number of more than 64 bits; the file is damaged")
@@ -348,11 +358,67 @@ def frequencies(entries: np.ndarray) -> np.ndarray:
 
     Every symbol has at least one of the 2^24, so that all can be coded; what rounding leaves goes to the most frequent.
     """
-    weights = WEIGHTS[entries]
-    total = max(int(weights.sum()), 1)
-    found: np.ndarray = 1 + weights * ((1 << PRECISION) - len(entries)) // total
-    found[int(weights.argmax())] += (1 << PRECISION) - int(found.sum())
+    return _in_proportion(WEIGHTS[entries], [len(entries)])
+
+
+def _in_proportion(weights: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+    """The same of weights, for tables of such sizes one behind the other."""
+    starts = np.cumsum([0, *sizes[:-1]])
+    totals = np.maximum(np.add.reduceat(weights, starts), 1)
+    found: np.ndarray = 1 + weights * np.repeat((1 << PRECISION) - np.array(sizes), sizes) // np.repeat(totals, sizes)
+    missing = (1 << PRECISION) - np.add.reduceat(found, starts)
+    for start, size, rest in zip(starts.tolist(), sizes, missing.tolist(), strict=True):
+        found[start + int(weights[start : start + size].argmax())] += rest
     return found
+
+
+class Runs(NamedTuple):
+    """How a class is coded most of whose symbols are the same, rule 12.
+
+    Attributes:
+        common: that symbol.
+        gaps: frequencies of how many of it come before another one; the last: at least so many.
+        others: frequencies of the other ones.
+        share: frequency of any of these.
+    """
+
+    common: int
+    gaps: np.ndarray
+    others: np.ndarray
+    share: int
+
+
+@lru_cache(maxsize=512)
+def runs_of(table: bytes) -> Runs | None:
+    """Of a table of frequencies, int64; None where no symbol is that frequent."""
+    frequency = np.frombuffer(table, np.int64)
+    common = int(frequency.argmax())
+    often, one = int(frequency[common]), 1 << PRECISION
+    if often < RUN_FREQUENCY:
+        return None
+    gaps: list[int] = []
+    reached = one  # by so many gaps of 2^24
+    while reached > one // RARE_GAP and len(gaps) < LONGEST_GAP:
+        gaps.append(reached * (one - often) >> PRECISION)
+        reached = reached * often >> PRECISION
+    weights = np.array([*gaps, reached, *frequency.tolist()])
+    sizes = [len(gaps) + 1, len(frequency)]
+    weights[sizes[0] + common] = 0
+    found = _in_proportion(weights, sizes)
+    return Runs(common, found[: sizes[0]], found[sizes[0] :], one - often)
+
+
+def coded_in_runs(tables: Sequence[np.ndarray], sizes: Sequence[int]) -> list[Runs | None]:
+    """Of each class of so many symbols."""
+    return [
+        runs_of(table.tobytes()) if size >= RUN_SYMBOLS else None for table, size in zip(tables, sizes, strict=True)
+    ]
+
+
+NEARNESS = _in_proportion(
+    (1 << 20) // np.arange(1, NEAR + 2), [NEAR + 1]
+)  # frequencies of differences, and of larger ones
+TWELVE_BITS = np.full(1 << 12, 1 << PRECISION - 12)
 
 
 def _refuse(damaged: object, what: str) -> None:
@@ -389,14 +455,19 @@ def _tables(index: Bytes, coded: bytes, entries: int, file_bytes: int, decoder: 
     steps = words.decode(frequencies(np.maximum(TOP - slope * np.arange(2 * TOP + 2), 1)), entries).astype(np.int64)
     steps = np.where(steps % 2 == 0, steps // 2, -(steps // 2) - 1) * coarse
     _refuse(not words.is_empty(), "the tables do not end where they should")
-    found, at = [], 0
-    for alphabet, first, count in shapes:
-        table = np.zeros(alphabet, np.int64)
-        table[first : first + count] = np.cumsum(steps[at : at + count])
-        _refuse(table.min() < 0 or table.max() > TOP, "a table has an entry out of bounds")
-        found.append(frequencies(table))
-        at += count
-    return found
+    if not shapes:
+        return []
+    sizes, firsts, counts = (list(each) for each in zip(*shapes, strict=True))
+    starts, ends = np.cumsum([0, *sizes]), np.cumsum([0, *counts])
+    entries_of_all = np.zeros(int(starts[-1]), np.int64)
+    sums = np.cumsum(steps)
+    before = np.concatenate([[0], sums])[ends[:-1]]
+    places = np.arange(len(steps)) + np.repeat(starts[:-1] + firsts - ends[:-1], counts)
+    entries_of_all[places] = sums - np.repeat(before, counts)
+    _refuse(
+        entries_of_all.min(initial=0) < 0 or entries_of_all.max(initial=0) > TOP, "a table has an entry out of bounds"
+    )
+    return np.split(_in_proportion(WEIGHTS[entries_of_all], sizes), starts[1:-1])
 
 
 def _filter(index: Bytes) -> Filter:
@@ -564,15 +635,69 @@ def _classed(coded: bytes, plane: Plane, count: int, known: int, index: Index, d
 def _by_class(words: Decoder, classes_N: np.ndarray, tables: tuple[np.ndarray, ...], known: int) -> np.ndarray:
     """Rule 9: symbols of class 0, then of class 1 and so on, each put where it belongs."""
     kind = np.uint8 if known <= 256 else np.uint16
-    if len(tables) == 1:
-        return words.decode(tables[0], len(classes_N)).astype(kind)
-    short_N = np.clip(classes_N, 0, len(tables) - 1).astype(np.uint8)
-    order_N, symbols_N, start = short_N.argsort(kind="stable"), np.empty(len(short_N), kind), 0
-    ends = short_N[order_N].searchsorted(np.arange(len(tables), dtype=np.uint8), side="right")
-    for table, stop in zip(tables, ends.tolist(), strict=True):
-        symbols_N[order_N[start:stop]] = words.decode(table, stop - start).astype(kind)
-        start = stop
+    places = _places_by_class(classes_N, len(tables))
+    sizes = [len(here) for here in places]
+    runs = coded_in_runs(tables, sizes)
+    if len(tables) == 1 and runs[0] is None:
+        return words.decode(tables[0], sizes[0]).astype(kind)
+    numbers = _numbers_of_others(words, [(size, run) for size, run in zip(sizes, runs, strict=True) if run is not None])
+    common = next((run.common for run in runs if run is not None), 0)
+    symbols_N = np.full(len(classes_N), common, kind)
+    for table, run, here in zip(tables, runs, places, strict=True):
+        if run is None:
+            symbols_N[here] = words.decode(table, len(here)).astype(kind)
+            continue
+        if run.common != common:
+            symbols_N[here] = run.common
+        others = here[_places_of_others(words, run, numbers.pop(0), len(here))]
+        symbols_N[others] = words.decode(run.others, len(others)).astype(kind)
     return symbols_N
+
+
+def _places_by_class(classes_N: np.ndarray, classes: int) -> list[np.ndarray]:
+    """Where the symbols of each class are; sorted in blocks that the processor's cache holds."""
+    if classes == 1:
+        return [np.arange(len(classes_N))]
+    found: list[list[np.ndarray]] = [[] for _ in range(classes)]
+    for start in range(0, len(classes_N), BLOCK):
+        short = np.clip(classes_N[start : start + BLOCK], 0, classes - 1).astype(np.uint8)
+        order = short.argsort(kind="stable")
+        ends = short.searchsorted(np.arange(classes, dtype=np.uint8), side="right", sorter=order).tolist()
+        order += start
+        for parts, first, end in zip(found, [0, *ends], ends, strict=False):
+            parts.append(order[first:end])
+    return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in found]
+
+
+def _numbers_of_others(words: Decoder, classes: list[tuple[int, Runs]]) -> list[int]:
+    """Rule 12: how many symbols of each class are not its common one, by how far that is from what is expected."""
+    if not classes:
+        return []
+    folded = words.decode(NEARNESS, len(classes)).astype(np.int64)
+    far = np.flatnonzero(folded == NEAR)
+    if len(far):
+        high, low = (words.decode(TWELVE_BITS, len(far)).astype(np.int64) for _ in range(2))
+        folded[far] = high << 12 | low
+    expected = [size * run.share >> PRECISION for size, run in classes]
+    numbers = (np.array(expected) + np.where(folded % 2 == 0, folded // 2, -(folded // 2) - 1)).tolist()
+    wrong = any(not 0 <= number <= size for number, (size, _) in zip(numbers, classes, strict=True))
+    _refuse(wrong, "a class has more symbols of one kind than symbols")
+    return list(numbers)
+
+
+def _places_of_others(words: Decoder, run: Runs, number: int, size: int) -> np.ndarray:
+    """Rule 12: where they are among the symbols of a class, from the gaps before them."""
+    gaps = words.decode(run.gaps, number).astype(np.int64)
+    most = len(run.gaps) - 1
+    longer = np.flatnonzero(gaps == most)
+    while len(longer):
+        more = words.decode(run.gaps, len(longer))
+        gaps[longer] += more
+        _refuse(gaps[longer].max() > size, "a run is longer than its class")
+        longer = longer[more == most]
+    places: np.ndarray = np.cumsum(gaps + 1) - 1
+    _refuse(len(places) and places[-1] >= size, "a run is longer than its class")
+    return places
 
 
 def _summed(symbols_NT: np.ndarray, filter: Filter, known: int) -> np.ndarray:
@@ -652,7 +777,7 @@ def _joined(planes: list[np.ndarray], stream: Stream) -> bytes:
 
 
 def _added(steps: bytes, base: bytes, cut: Cut, unit: int) -> bytes:
-    """Rule 12: the base's integers and the steps from them, which lie in the bytes as signed numbers folded."""
+    """Rule 13: the base's integers and the steps from them, which lie in the bytes as signed numbers folded."""
     _refuse(cut.base - 1 + cut.length > len(base), "a tensor lies outside of its base")
     folded = np.frombuffer(steps, f"<u{unit}")
     before = np.frombuffer(base[cut.base - 1 : cut.base - 1 + cut.length], f"<u{unit}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from tests.integers import WEIGHT_BITS
 from tests.planning.graphs import parse
 
 from gossamer.constraints.contract import as_text
@@ -144,7 +145,7 @@ def test_layers_of_a_real_network_are_timed_and_its_plans_run(tmp_path: Path, mo
         )
     x = random.normal(size=(64, 64)).astype(np.float32)
     evidence = Evidence(samples_from_arrays({"x": x}))
-    base = Plan("int8", (Step("fold_constants"), Step("quantize_static")))
+    base = Plan("int8", (Step("fold_constants"), Step("quantize_static", {"weight_bits": WEIGHT_BITS})))
     found = time_layers(model, evidence, {}, Place(onnxruntime, 1, {"x": x[:1]}), base, 1.0)
     assert [one.nodes for one in found.priced] == [("node_h",), ("node_y",)]
     for one in found.priced:

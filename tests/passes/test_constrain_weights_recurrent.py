@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
+from tests.integers import WEIGHT_BITS
 from tests.passes.graphs import applied, array_of, normal, operators, optimized, run
 
 from gossamer.arith.weight_grid import Grid, in_groups, weight_grid
@@ -181,7 +182,7 @@ def test_one_step_of_the_kernel_equals_numpy_rounding(
 ) -> None:
     """Without a state before it, a step multiplies the rounded input with the floats of arith."""
     model = recurrent("LSTM", 12, 20, directions, 1, optional, seed)
-    config: dict[str, Any] = {"granularity": granularity}
+    config: dict[str, Any] = {"bits": WEIGHT_BITS, "granularity": granularity}
     x = normal(1, BATCH, 20, seed=seed)
     wanted = run(with_weights(model, **reals(model, config)), x=rounded(x))
     result = kernels(model, **config)
@@ -199,7 +200,7 @@ def test_many_steps_of_the_kernel_stay_close(seed: int, directions: int, units: 
     optional = ("B", "lengths", "h0", "c0", "P")
     model = recurrent("LSTM", units, 20, directions, 30, optional, seed, clip=3.0)
     x = normal(30, BATCH, 20, seed=seed)
-    result = quantized(model).model
+    result = quantized(model, bits=WEIGHT_BITS).model
     assert operators(result) == {"DynamicQuantizeLSTM": 1}
     for a, b in zip(run(model, x=x), run(result, x=x), strict=True):
         assert snr_db(a, b) > 28
@@ -209,9 +210,10 @@ def test_rows_of_gates_need_scales_of_their_own() -> None:
     """The reason why a scale a matrix, as others give, ruins recurrent layers."""
     model, x = recurrent("LSTM", 32, 20, steps=30), normal(30, BATCH, 20)
     (wanted, *_), config = run(model, x=x), ("channel", "tensor")
-    for form, least in (("cast", 38), ("dynamiclstm", 32)):
+    for form, bits, least in (("cast", 8, 38), ("dynamiclstm", WEIGHT_BITS, 32)):
         rows, matrix = (
-            snr_db(wanted, run(quantized(model, form=form, granularity=each).model, x=x)[0]) for each in config
+            snr_db(wanted, run(quantized(model, form=form, bits=bits, granularity=each).model, x=x)[0])
+            for each in config
         )
         assert rows > least and rows > matrix + 8
 

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.integers import WEIGHT_BITS
 from tests.passes.graphs import applied, parse, run
 
 from gossamer.errors import OptionError
@@ -233,7 +234,7 @@ def truth_db(model: Model, reference: Model, x: np.ndarray) -> float:
 def outcome(seed: int) -> tuple[float, float, float, float]:
     """dB on held-out samples: as quantized, every mean taken off without a rule, fast, sequential."""
     model, known, other = mobile(seed), evidence(scenes(48, seed)), scenes(96, seed + 1000)
-    before = contract.run(STATIC, model, known).model
+    before = contract.run(Step("quantize_static", {"weight_bits": WEIGHT_BITS}), model, known).model
     layers = correct_bias._find(before, model, Scope())
     means, _ = mean_errors(model, layers, known.samples, 1)
     every = {layer.name: joined(*both).mean_O for layer, both in zip(layers, means, strict=True)}

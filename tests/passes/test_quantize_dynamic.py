@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.integers import WEIGHT_BITS
 from tests.passes.graphs import applied, normal, operators, optimized, parse, run
 
-from gossamer.arith.affine import dequantize, quantize, weight_scales
+from gossamer.arith.affine import WEIGHT_LIMITS, dequantize, quantize, weight_scales
 from gossamer.errors import ModelError, OptionError
 from gossamer.graph.edit import constant
 from gossamer.nouns.model import Model, to_bytes
@@ -18,6 +19,8 @@ from gossamer.passes import contract
 
 
 def quantized(model: Model, scope: Scope | None = None, **config: Any) -> contract.Result:
+    """Weights in the most bits whose products are exact on this machine."""
+    config = {"weight_bits": WEIGHT_BITS, **config}
     return applied(Step("quantize_dynamic", config, scope or Scope()), model)
 
 
@@ -27,7 +30,7 @@ def simulated(x: np.ndarray, w_KN: np.ndarray, bias: np.ndarray, per_channel: bo
     scale = np.float32((high - low) / np.float32(255)) if high > low else np.float32(1)
     zero = np.uint8(np.clip(np.rint(np.float32(0 - low) / scale), 0, 255))
     steps = quantize(x, scale, np.asarray(zero)).astype(np.int64) - int(zero)
-    w_scale = weight_scales(w_KN, 1 if per_channel else None)
+    w_scale = weight_scales(w_KN, 1 if per_channel else None, limit=WEIGHT_LIMITS[WEIGHT_BITS])
     w = quantize(w_KN, w_scale, np.zeros_like(w_scale, np.int8), 1).astype(np.int64)
     return np.asarray((steps @ w).astype(np.float32) * (scale * w_scale) + bias)
 

@@ -8,10 +8,11 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.integers import WEIGHT_BITS
 from tests.passes import graphs
 from tests.passes.graphs import applied, array_of, normal, operators, optimized
 
-from gossamer.arith.affine import affine_parameters, dequantize, quantize, quantize_bias, weight_scales
+from gossamer.arith.affine import WEIGHT_LIMITS, affine_parameters, dequantize, quantize, quantize_bias, weight_scales
 from gossamer.errors import ModelError, OptionError
 from gossamer.measuring.evidence import Evidence
 from gossamer.nouns.model import Model, to_bytes
@@ -33,8 +34,9 @@ def parse(text: str, **weights: Any) -> Model:
 
 
 def quantized(model: Model, feeds: Feeds, scope: Scope | None = None, **config: Any) -> contract.Result:
-    """The pass run with these samples, then checked as ONNX."""
+    """The pass run with these samples, then checked as ONNX; weights in the most bits whose products are exact here."""
     samples = samples_from_arrays({k: list(v) for k, v in feeds.items()})
+    config = {"weight_bits": WEIGHT_BITS, **config}
     return applied(Step("quantize_static", config, scope or Scope()), model, Evidence(samples, 1))
 
 
@@ -111,7 +113,7 @@ def test_equals_numpy_and_the_fused_kernels_agree(example: tuple[Model, Feeds, s
     if axis is not None and node.op_type == "Gemm":
         axis = 1 - node.attributes["transB"].as_int()
     x_scale, x_zero = affine_parameters(x.min(), x.max(), "uint8", False)
-    w_scale = weight_scales(w, axis)
+    w_scale = weight_scales(w, axis, limit=WEIGHT_LIMITS[WEIGHT_BITS])
     steps = product(
         (quantize(x, x_scale, x_zero).astype(np.int64) - int(x_zero)).astype(np.float64),
         quantize(w, w_scale, np.zeros_like(w_scale, np.int8), axis).astype(np.float64),

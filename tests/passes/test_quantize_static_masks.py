@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from tests.integers import WEIGHT_BITS
 from tests.passes.graphs import applied, array_of, normal, parse, run
 
 from gossamer.errors import DataError
@@ -75,8 +76,10 @@ def feeds(large: float, count: int = 48) -> dict[str, np.ndarray]:
 
 
 def quantized(model: Model, fed: dict[str, np.ndarray], **config: Any) -> Result:
+    """Weights in the most bits whose products are exact on this machine."""
     samples = samples_from_arrays({name: list(array) for name, array in fed.items()})
-    return applied(Step("quantize_static", {"operators": OPERATORS, **config}), model, Evidence(samples, 1))
+    config = {"operators": OPERATORS, "weight_bits": WEIGHT_BITS, **config}
+    return applied(Step("quantize_static", config), model, Evidence(samples, 1))
 
 
 def snr_db(wanted: np.ndarray, got: np.ndarray) -> float:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.integers import WEIGHT_BITS
 
 from gossamer.errors import CandidateError, OptionError
 from gossamer.graph.edit import constant
@@ -350,7 +351,7 @@ def snr_db(wanted: dict[str, np.ndarray], got: dict[str, np.ndarray]) -> float:
 
 
 def quantized_snr_db(model: Model, reference: Model, samples: Samples, ranges: str) -> float:
-    config = {"operators": ["Gemm", "MatMul"], "granularity": "channel", "ranges": ranges}
+    config = {"operators": ["Gemm", "MatMul"], "granularity": "channel", "ranges": ranges, "weight_bits": WEIGHT_BITS}
     quantized = run(Step("quantize_static", config), model, Evidence(samples)).model
     return snr_db(outputs(reference, samples), outputs(quantized, samples))
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("openvino", reason="the second runtime: pip install openvino")
 
+from tests.integers import WEIGHT_BITS
+
 from gossamer.errors import CandidateError, ModelError
 from gossamer.measuring.evidence import Evidence
 from gossamer.nouns.model import Model, save
@@ -60,7 +62,7 @@ def snr_db(got: np.ndarray, expected: np.ndarray) -> float:
 def test_it_reads_the_file_that_onnxruntime_reads(tmp_path: Path) -> None:
     """The same integers: both differ from float, and hardly from each other."""
     evidence = Evidence(samples_from_arrays({"x": pictures(16)}))
-    integer = run(Step("quantize_static"), model(), evidence).model
+    integer = run(Step("quantize_static", {"weight_bits": WEIGHT_BITS}), model(), evidence).model
     save(integer, tmp_path / "int8.onnx")
     x = {"x": pictures(16, seed=1)}
     exact = onnxruntime.open_session(model()).run(x)[0]

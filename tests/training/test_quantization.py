@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
+from tests.integers import WEIGHT_BITS  # noqa: E402
 from tests.passes.graphs import normal, parse  # noqa: E402
 from tests.training.test_lower import RESIDUAL, RESIDUAL_WEIGHTS, assert_agrees, by_runtime  # noqa: E402
 
@@ -131,7 +132,7 @@ def test_matmul_nbits_is_a_product_with_the_weight_it_stores(bits: int, kind: st
 
 def test_dynamic_quantization_is_that_of_the_runtime() -> None:
     before = parse(PERCEPTRON, w=(64, 256), v=(256, 16))
-    model = quantized(Step("quantize_dynamic", {}, Scope()), before, x=normal(64, 64))
+    model = quantized(Step("quantize_dynamic", {"weight_bits": WEIGHT_BITS}, Scope()), before, x=normal(64, 64))
     assert_agrees(model, {"x": normal(5, 64)})
     module, x = lower(model), torch.from_numpy(normal(5, 64)).requires_grad_()
     module(x).sum().backward()
@@ -144,7 +145,7 @@ def test_an_lstm_of_integers_is_an_lstm_of_their_values() -> None:
     for name in ("w", "r"):
         value = before.ir.graph.initializers[name]
         value.const_value = ir.tensor(value.const_value.numpy() / 16, name=name)
-    config = {"constraint": "grid:8", "form": "dynamiclstm", "solver": "nearest"}
+    config = {"constraint": f"grid:{WEIGHT_BITS}", "form": "dynamiclstm", "solver": "nearest"}
     model = quantized(Step("constrain_weights", config, Scope()), before, x=normal(6, 2, 64)[None])
     assert [node.op_type for node in model.ir.graph] == ["DynamicQuantizeLSTM"]
     x = normal(6, 2, 64)

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
+from tests.integers import WEIGHT_BITS  # noqa: E402
 from tests.passes.graphs import normal, parse  # noqa: E402
 
 import gossamer  # noqa: E402
@@ -81,7 +82,7 @@ def shaken(module: torch.nn.Module, by: float, seed: int = 0) -> None:
 
 @settings(max_examples=8)
 @given(
-    bits=st.sampled_from(BITS),
+    bits=st.sampled_from([bits for bits in BITS if bits <= WEIGHT_BITS]),  # 8 where the runtime's sums are exact
     activation_bits=st.sampled_from([2, 4, 5, 8]),
     activation=st.sampled_from(["uint8", "int8"]),
     symmetric=st.booleans(),
@@ -167,7 +168,7 @@ def demo(bits: int) -> tuple[Model, np.ndarray]:
     return run_plan(Plan("q", steps), normalise(read(DEMO / "original.onnx")), evidence).model, pictures
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [WEIGHT_BITS, 4])
 def test_the_packaged_model_and_its_twin_agree_on_999_of_1000(bits: int) -> None:
     model, pictures = demo(bits)
     graph = twin(model)

@@ -37,6 +37,11 @@ def test_vectors_are_removed_whole() -> None:
         coarse.project(W)
 
 
+def test_factors_have_other_inputs() -> None:
+    with pytest.raises(OptionError, match="low_rank with a grid takes no scale an input"):
+        Composed(LowRank(rank=3), Grid(4, granularity="input"))
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("granularity", ["channel", "tensor", 4])
 def test_low_rank_on_a_grid_is_never_worse_than_nothing(

@@ -12,8 +12,9 @@ from gossamer.constraints.sparse import Sparse
 from gossamer.errors import OptionError
 
 LINES = (
-    "grid:4 grid:16:group=64 grid:8:tensor grid:4:asymmetric grid:2:asymmetric:group=32 sparse:0.7 sparse:2:4 "
-    "sparse:0.0 sparse:1e-05 sparse:0.5:block=4x1 codebook:16 codebook:16:channel codebook:256:channel:dimension=4 "
+    "grid:4 grid:16:group=64 grid:8:tensor grid:4:asymmetric:input grid:4:asymmetric grid:2:asymmetric:group=32 "
+    "sparse:0.7 sparse:2:4 sparse:0.0 "
+    "sparse:1e-05 sparse:0.5:block=4x1 codebook:16 codebook:16:channel codebook:256:channel:dimension=4 "
     "low_rank:32 low_rank:0.9 low_rank:1.0 low_rank:32:tucker low_rank:4:cp shared sparse:0.7+grid:4 "
     "sparse:2:4+codebook:16 low_rank:32+grid:8:group=16"
 ).split()

@@ -17,7 +17,7 @@ from gossamer.errors import DataError, OptionError
 
 BITS: tuple[Bits, ...] = (2, 3, 4, 5, 6, 7, 8, 16)
 weights = hnp.arrays(np.float32, (2, 3, 8), elements=st.floats(-(2.0**60), 2.0**60, width=32))
-grids = st.builds(Grid, st.sampled_from(BITS), st.booleans(), st.sampled_from(["channel", "tensor", 4]))
+grids = st.builds(Grid, st.sampled_from(BITS), st.booleans(), st.sampled_from(["channel", "tensor", "input", 4]))
 
 
 @given(weights, grids)
@@ -36,11 +36,11 @@ def test_errors_are_within_a_step_and_zeros_stay(w: np.ndarray, grid: Grid) -> N
     assert (floats_of(form)[w == 0] == 0).all()
 
 
-@pytest.mark.parametrize("granularity", ["channel", "tensor", 4])
-def test_shapes_and_types(granularity: Literal["channel", "tensor"] | int) -> None:
+@pytest.mark.parametrize("granularity", ["channel", "tensor", "input", 4])
+def test_shapes_and_types(granularity: Literal["channel", "tensor", "input"] | int) -> None:
     w = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
     form = Grid(16, False, granularity).project(w)
-    scales = {"channel": (2, 3, 1), "tensor": (1, 1, 1), 4: (2, 3, 2, 1)}
+    scales = {"channel": (2, 3, 1), "tensor": (1, 1, 1), "input": (2, 1, 8), 4: (2, 3, 2, 1)}
     assert form.integers.dtype == form.zero_point.dtype == np.int16 and form.scale.dtype == np.float32
     assert form.scale.shape == form.zero_point.shape == scales[granularity]
     assert form.integers.shape == ((2, 3, 2, 4) if granularity == 4 else w.shape)

@@ -25,6 +25,7 @@ EXAMPLES = {
     "grid": [
         *("grid:4", "grid:2", "grid:8:tensor", "grid:3:asymmetric", "grid:5:group=4", "grid:16:asymmetric:group=2"),
         "grid:6:tensor:rate=1e-07",
+        "grid:4:input",
     ],
     "sparse": ["sparse:0.7", "sparse:2:4", "sparse:0.5:block=2x3", "sparse:0.0"],
     "codebook": [

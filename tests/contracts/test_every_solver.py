@@ -15,7 +15,7 @@ from gossamer.solvers import nearest, second_order
 from gossamer.solvers.contract import Solved
 
 ALL = (
-    "grid:4 grid:2 grid:3:tensor grid:3:asymmetric grid:5:group=4 grid:8 grid:16 sparse:0.7 sparse:2:4 "
+    "grid:4 grid:2 grid:3:tensor grid:3:input grid:3:asymmetric grid:5:group=4 grid:8 grid:16 sparse:0.7 sparse:2:4 "
     "sparse:0.5:block=2x2 codebook:4 codebook:3:channel codebook:4:dimension=2 low_rank:1 low_rank:2 low_rank:0.8 "
     "shared sparse:0.5+grid:4 sparse:2:4+grid:3:asymmetric sparse:0.5+codebook:4 sparse:2:4+codebook:4:channel "
     "low_rank:2+grid:4"

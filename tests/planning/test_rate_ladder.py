@@ -14,8 +14,9 @@ from gossamer.arith.moments import Moments
 from gossamer.constraints.contract import as_text, constraint_from_text, rate_of
 from gossamer.constraints.grid import Grid
 from gossamer.planning.ledger import ESTIMATED, Entry
-from gossamer.planning.rate_ladder import ANCHORS, FINE, FLOAT_BITS, RUNGS_DB, ladder, on_rung
+from gossamer.planning.rate_ladder import ANCHORS, FLOAT_BITS, RUNGS_DB, ladder, on_rung
 from gossamer.solvers import second_order
+from gossamer.solvers.code_lengths import written_bits
 
 GRIDS = slice(1, 1 + len(RUNGS_DB))
 
@@ -36,7 +37,7 @@ def test_rungs_between_anchors_are_where_solving_puts_them(seed: int) -> None:
         solved = second_order.solve(w, option.constraint, moments)
         bits = entropy_bits(solved.form.integers) + FLOAT_BITS * solved.form.scale.size
         exact = rung in ANCHORS
-        off = 1e-9 if exact else 0.3 if rung >= FINE else 0.6
+        off = 1e-9 if exact else 0.3 if rung >= 7 else 0.6
         assert option.noise_ratio == pytest.approx(solved.loss / solved.zero_loss, rel=off)
         beyond = rung > ANCHORS[-1]
         assert 8 * option.stored_bytes == pytest.approx(bits, abs=16, rel=0 if exact else 0.35 if beyond else 0.12)
@@ -46,10 +47,27 @@ def test_noise_rises_and_bytes_fall_along_the_ladder() -> None:
     w, moments = layer(2)
     options = ladder(w, moments, (), second_order.solve, ())[GRIDS]
     assert (np.diff([one.noise_ratio for one in options]) > 0).all()
-    assert (np.diff([one.stored_bytes for one in options[:FINE]]) < 0).all()
-    assert (np.diff([one.stored_bytes for one in options[FINE:]]) < 0).all()
+    for granularity in ("channel", "tensor"):
+        alike = [one.stored_bytes for one in options if one.constraint.granularity == granularity]
+        assert len(alike) > 2 and (np.diff(alike) < 0).all()
     asked = 10 ** (RUNGS_DB / 10)
     assert np.abs(np.log10([one.noise_ratio for one in options] / asked)).max() < 0.2
+
+
+def test_inputs_that_differ_in_energy_have_steps_of_their_own() -> None:
+    """What the ladder says of them comes true, down to where 256 levels no longer reach the largest weights."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(2000, 600)) * np.exp(rng.normal(size=600))
+    w = rng.laplace(size=(1, 96, 600)).astype(np.float32)
+    moments = Moments((x.T @ x / 2000)[None], None, 2000, "samples", 2000)
+    options = ladder(w, moments, (), second_order.solve, ())[GRIDS]
+    kinds = [one.constraint.granularity for one in options]
+    assert kinds[-1] == "input" and kinds[0] == "channel"
+    assert sorted(kinds, key=["channel", "tensor", "input"].index) == kinds
+    for option in options[kinds.index("input") :: 4]:
+        solved = second_order.solve(w, option.constraint, moments)
+        assert option.noise_ratio == pytest.approx(solved.loss / solved.zero_loss, rel=0.3)
+        assert 8 * option.stored_bytes == pytest.approx(written_bits(solved.form), rel=0.15)
 
 
 @settings(max_examples=50)

@@ -16,7 +16,7 @@ from gossamer.solvers import nearest, round_grid, second_order, share_values
 from gossamer.solvers.code_lengths import choose, lagrangian, prices_of
 
 CODED = (
-    "grid:2 grid:3 grid:4 grid:8 grid:16 grid:3:tensor grid:8:tensor grid:4:asymmetric grid:4:group=4 "
+    "grid:2 grid:3 grid:4 grid:8 grid:16 grid:3:tensor grid:4:input grid:8:tensor grid:4:asymmetric grid:4:group=4 "
     "sparse:0.5+grid:4 sparse:2:4+grid:3 codebook:8 codebook:4:channel codebook:4:dimension=2 sparse:0.5+codebook:4 "
     "sparse:2:4+codebook:4:channel"
 ).split()

@@ -92,6 +92,7 @@ def test_a_method_that_gives_up_says_why(monkeypatch: pytest.MonkeyPatch) -> Non
         ("grid:4", True),
         ("grid:4:group=4", True),
         ("grid:4:tensor", False),
+        ("grid:4:input", False),
         ("sparse:0.5", False),
         ("sparse:2:4", True),
         ("codebook:4", False),

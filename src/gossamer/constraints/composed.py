@@ -30,6 +30,8 @@ class Composed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
             raise OptionError("low_rank goes with a grid, not with a codebook; for instance low_rank:32+grid:8")
         if isinstance(self.first, LowRank) and self.then.rate:
             raise OptionError("low_rank with a grid takes no rate; only grids and codebooks, sparse or not, do")
+        if isinstance(self.first, LowRank) and isinstance(self.then, Grid) and self.then.granularity == "input":
+            raise OptionError("low_rank with a grid takes no scale an input, as factors have other inputs; drop it")
         if isinstance(self.first, LowRank) and self.first.split != "svd":
             raise OptionError(f"low_rank with a grid takes the split svd, not {self.first.split}; drop one of the two")
 

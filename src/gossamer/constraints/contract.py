@@ -99,7 +99,7 @@ def as_text(constraint: Constraint) -> str:
             return f"{as_text(first)}+{as_text(then)}"
         case Grid(bits=bits, symmetric=symmetric, granularity=granularity, rate=rate):
             words = ["grid", bits, "" if symmetric else "asymmetric"]
-            words.append(granularity if granularity == "tensor" else "")
+            words.append(granularity if granularity in ("tensor", "input") else "")
             words.append(f"group={granularity}" if isinstance(granularity, int) else "")
             words.append(f"rate={rate!r}" if rate else "")
         case Sparse(pattern=(n, m)):
@@ -191,7 +191,7 @@ def _main(name: str, word: str) -> tuple[str, Any]:
 
 def _option(name: str, word: str) -> tuple[str, Any]:
     match name, word.partition("="):
-        case "grid", ("tensor" | "channel", "", _):
+        case "grid", ("tensor" | "channel" | "input", "", _):
             return "granularity", word
         case "grid", ("symmetric" | "asymmetric", "", _):
             return "symmetric", word == "symmetric"

@@ -81,7 +81,8 @@ def _factor(maker: ir.Node, scale_O: np.ndarray, axis: int, rank: int) -> np.nda
     if maker.op_type == "DequantizeLinear":
         along = stored.ndim == 1 and attribute_int(maker, "axis", 1) == axis and "block_size" not in maker.attributes
         return (stored * scale_O).astype(np.float32) if along and len(stored) == len(scale_O) else None
-    fits = stored.ndim == rank and stored.size in (1, len(scale_O)) and stored.dtype == np.float32
+    along = stored.size == 1 or (stored.ndim == rank and stored.size == stored.shape[axis] == len(scale_O))
+    fits = stored.ndim == rank and along and stored.dtype == np.float32
     return (stored * _along(scale_O, axis, rank)).astype(np.float32) if fits else None
 
 

@@ -121,6 +121,8 @@ def _rows_fit(use: WeightMatrix, kind: Kind) -> bool:
     """Whether the integers of single rows can be looked up; those of 4 bits have a type that Gather does not take."""
     rows = use.node.inputs[1]
     known = rows is not None and rows.shape is not None
+    if kind.granularity == "input":
+        return False
     return known and (kind.bits == 8 or (kind.bits < 8 and kind.bits != 4 and use.shape_GOK[2] % 8 == 0))
 
 
@@ -128,6 +130,8 @@ def _obstacle_in_product(use: WeightMatrix, kind: Kind) -> str:
     layer = layer_of(use.node)
     if isinstance(layer, str):
         return layer
+    if kind.granularity == "input":
+        return "MatMulNBits takes scales of outputs, not of inputs; use form cast"
     if kind.bits > 8:
         return f"MatMulNBits takes up to 8 bits, not {kind.bits}; use form cast"
     if isinstance(kind.granularity, int) and kind.granularity not in BLOCKS:
@@ -136,6 +140,8 @@ def _obstacle_in_product(use: WeightMatrix, kind: Kind) -> str:
 
 
 def _obstacle_in_dequantizing(use: WeightMatrix, kind: Kind) -> str:
+    if kind.granularity == "input":
+        return "scales of inputs come by form cast"
     grouped = isinstance(kind.granularity, int)
     if kind.granularity == "tensor" or is_natural(use) or (use.split[0] == 1 and not (grouped and len(use.shape) > 2)):
         return ""
@@ -156,8 +162,8 @@ def _recurrent(use: WeightMatrix, kind: Kind, wish: Wish) -> Choice:
 
 
 def _obstacle_in_kernel(node: ir.Node, kind: Kind) -> str:
-    if not 5 <= kind.bits <= 8 or not kind.symmetric or isinstance(kind.granularity, int):
-        return "DynamicQuantizeLSTM takes symmetric weights of 5 to 8 bits, without groups; use form cast"
+    if not 5 <= kind.bits <= 8 or not kind.symmetric or kind.granularity not in ("channel", "tensor"):
+        return "DynamicQuantizeLSTM takes symmetric weights of 5 to 8 bits and scales of outputs; use form cast"
     matrices = weight_matrices(node)
     if isinstance(matrices, str):
         return obstacle_in_kernel(node) or matrices
@@ -184,7 +190,8 @@ def stored_bytes(use: WeightMatrix, form: Form, kind: Kind, opset: int) -> int:
     """What a weight takes in a form: integers, scales and zero points, without the nodes."""
     groups, outputs, k = use.shape_GOK
     rows, size, bits = groups * outputs, _size(use), kind.bits
-    scales = 1 if kind.granularity == "tensor" else rows
+    inputs = groups * use.k_shape[0]
+    scales = {"tensor": 1, "input": inputs}.get(str(kind.granularity), rows)
     if isinstance(kind.granularity, int):
         scales = size // kind.granularity
     if form == "matmulnbits":

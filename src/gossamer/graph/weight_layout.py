@@ -21,16 +21,23 @@ def scales_fit(matrix: WeightMatrix) -> bool:
     return is_natural(matrix) or matrix.split[0] == 1
 
 
-def spread(matrix: WeightMatrix, part_GO1: np.ndarray) -> np.ndarray:
-    """Numbers (G or 1, O or 1, 1) as an array that broadcasts against the tensor.
+def spread(matrix: WeightMatrix, part: np.ndarray) -> np.ndarray:
+    """Numbers (G or 1, O or 1, 1 or K) as an array that broadcasts against the tensor.
 
-    Where they do not fit, against the tensor with its groups as an axis of their own, `matrix.split`.
+    Where they do not fit, against the tensor with its groups as an axis of their own, `matrix.split`. Of numbers for
+    each of K that are the same for all taps of an input there is one for the input.
     """
-    if part_GO1.size == 1:
-        return part_GO1.reshape((1,) * len(matrix.shape))
-    ones = (1,) * len(matrix.k_shape)
-    moved = part_GO1.reshape(*part_GO1.shape[:2], *ones).transpose(np.argsort(matrix.order))
-    if len(matrix.shape) == len(matrix.split) or not scales_fit(matrix):
+    if part.size == 1:
+        return part.reshape((1,) * len(matrix.shape))
+    k_shape = matrix.k_shape if part.shape[2] > 1 else (1,) * len(matrix.k_shape)
+    part = part.reshape(*part.shape[:2], *k_shape)
+    taps = (slice(None),) * 3 + (slice(1),) * (part.ndim - 3)
+    part = part[taps] if (part == part[taps]).all() else part
+    merged = len(matrix.shape) < len(matrix.split) and scales_fit(matrix)
+    if merged and part.shape[0] > 1:  # groups and their outputs are one axis of the tensor
+        part = np.broadcast_to(part, (part.shape[0], matrix.shape_GOK[1], *part.shape[2:]))
+    moved = part.transpose(np.argsort(matrix.order))
+    if not merged:
         return np.ascontiguousarray(moved)
     return np.ascontiguousarray(moved.reshape(-1, *moved.shape[2:]))
 

@@ -9,7 +9,8 @@ two weights of one node must agree on one.
 One scale serves a whole matrix: all its rows hear the same inputs, so that an error costs the same in each, and the
 step that is best for loss + rate * bits is the same for all (Gish and Pierce, 1968). Scales of rows would have to be
 written, too. Tables have them, as an error in a row costs what the row is looked up for; and so have the lowest noises,
-where 256 steps of one size do not reach the largest weights.
+where 256 steps of one size do not reach the largest weights. Inputs have steps of their own where they differ in energy
+so much that this saves more than the steps take: see `solvers.input_steps`.
 """
 
 from __future__ import annotations
@@ -17,27 +18,35 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from math import ceil
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 
 from gossamer.arith.entropy import entropy_bits
 from gossamer.arith.forms import Indexed, stored_bits
-from gossamer.arith.moments import Moments, loss
+from gossamer.arith.moments import Moments, for_others, loss
 from gossamer.arith.weight_grid import Grid as OnGrid
 from gossamer.constraints.codebook import Codebook
-from gossamer.constraints.grid import Grid
+from gossamer.constraints.grid import Grid, taps_of
+from gossamer.errors import DataError
 from gossamer.planning.ledger import BETWEEN, ESTIMATED, Entry
+from gossamer.solvers.code_lengths import written_bits
 from gossamer.solvers.contract import Solved
+from gossamer.solvers.input_steps import Worth, steps_of_inputs, worth_of_inputs
 from gossamer.solvers.options import Option, Solve
 
+Rated = TypeVar("Rated", Grid, Codebook)
 STEPS = 5  # of rates in a decade: two decibels each
 RUNGS_DB = np.arange(-46.0, -7.0, 10 / STEPS)
-FINE = 7  # rungs from the lowest noise on, with scales of rows
+ROOMY = 0.7  # of what one step for all reaches: above, a solver hardly finds coarser ones worth their noise
+NOISIER = 1.25  # than asked for, at most: where some inputs reach their largest weight with coarser steps alone
 ANCHORS = (11, 17)  # those that are solved
 RIVALS = ((Codebook(16), 11), (Codebook(16), 17), (Codebook(64, dimension=2), 17))
 _BITS_APART = (RUNGS_DB[ANCHORS[1]] - RUNGS_DB[ANCHORS[0]]) / (20 * np.log10(2))  # of the anchors, were bits many
 MOST_OF_RIVALS = 20_000  # weights: of 60 larger ones none came out more than 2 % smaller so, and they take long
+STEP_BITS, NODE_BITS = 12, 800  # of an input's step in an archive, beside those of other weights; of a tensor of them
+ALONE = 512  # steps from which on they are coded by themselves, as indices of those that differ
 FLOAT_BITS = 17  # of a scale or table entry in an archive, once rounded: see passes.round_floats
 
 
@@ -53,18 +62,19 @@ def ladder(
     whole = Option(None, 0.0, 0.0, signal, 4 * w_GOK.size)
     if not signal > 0 or not w_GOK.size:
         return whole, Option(Grid(2), 0.0, 0.0, signal, 1)  # whatever it is, no output hears of it
-    coarse = Grid(8, granularity="tensor" if moments.rows_GO is None else "channel")
-    grids = [*FINE * [Grid(8)], *(len(RUNGS_DB) - FINE) * [coarse]]
-    rungs = [on_rung(grid, rung, w_GOK.size) for rung, grid in enumerate(grids)]
+    worth = None if moments.rows_GO is not None else _worth(moments, taps_of(k_shape))
+    saved_bits = 0.0 if worth is None else _saved_bits(worth, w_GOK.size)
+    plain = [on_rung(Grid(8), rung, w_GOK.size) for rung in range(len(RUNGS_DB))]
+    rungs = plain if worth is None else [_granular(one, w_GOK, worth, saved_bits > 0, signal) for one in plain]
     if solve is None:
         return whole, *_estimated(rungs, w_GOK.size, signal, solved)
     rivals = [on_rung(*one, w_GOK.size) for one in RIVALS if not one[0].obstacle(w_GOK.shape)]
     asked = [*(rungs[place] for place in ANCHORS), *(rivals if w_GOK.size <= MOST_OF_RIVALS else ())]
     found = [_option(constraint, solve, w_GOK, moments, k_shape) for constraint in asked]
-    return whole, *_between(rungs, w_GOK.shape, found[: len(ANCHORS)]), *found[len(ANCHORS) :]
+    return whole, *_between(rungs, w_GOK.shape, found[: len(ANCHORS)], saved_bits), *found[len(ANCHORS) :]
 
 
-def on_rung(constraint: Grid | Codebook, rung: int, weights: int) -> Grid | Codebook:
+def on_rung(constraint: Rated, rung: int, weights: int) -> Rated:
     """The constraint at the rate that leads to the noise of a rung, give or take a decibel."""
     first = round(STEPS * np.log10(2 * np.log(2) * 10 ** (RUNGS_DB[0] / 10) / weights))
     return msgspec.structs.replace(constraint, rate=min(float(f"{10 ** ((first + rung) / STEPS):.1e}"), 1.0))
@@ -74,13 +84,14 @@ def _option(
     constraint: Grid | Codebook, solve: Solve, w_GOK: np.ndarray, moments: Moments, k_shape: tuple[int, ...]
 ) -> Option:
     solved = solve(w_GOK, constraint, moments, k_shape)
-    return Option(constraint, *solved[1:4], _archived_bytes(solved), solved.reason)
+    return Option(constraint, *solved[1:4], _archived_bytes(solved, taps_of(k_shape)), solved.reason)
 
 
-def _archived_bytes(solved: Solved) -> int:
+def _archived_bytes(solved: Solved, taps: int) -> int:
     match solved.form:
-        case OnGrid(integers=integers, scale=scale):
-            bits = entropy_bits(integers) + FLOAT_BITS * scale.size
+        case OnGrid(scale=scale) as form:
+            by_input = scale.ndim == 3 and scale.shape[2] > 1
+            bits = written_bits(form) + (_bits_of_steps(scale[:, :, ::taps]) if by_input else FLOAT_BITS * scale.size)
         case Indexed(indices_GOV=indices, tables_TVD=tables):
             bits = entropy_bits(indices) + FLOAT_BITS * tables.size
         case other:
@@ -88,18 +99,58 @@ def _archived_bytes(solved: Solved) -> int:
     return max(ceil(bits / 8), 1)
 
 
-def _between(rungs: Sequence[Grid | Codebook], shape_GOK: tuple[int, ...], anchors: Sequence[Option]) -> list[Option]:
+def _worth(moments: Moments, taps: int) -> Worth | None:
+    try:
+        return worth_of_inputs(for_others(moments), taps)
+    except DataError:  # the solver meets it too, and says so
+        return None
+
+
+def _granular(grid: Grid, w_GOK: np.ndarray, worth: Worth, pays: bool, signal: float) -> Grid:
+    """With steps of inputs where these pay, with one if its levels reach the largest weight, else with one a row."""
+    bit_loss, largest = grid.rate * signal, 2 ** (grid.bits - 1) - 1
+    if pays:
+        coarser = steps_of_inputs(worth, w_GOK, largest, bit_loss) / steps_of_inputs(worth, w_GOK, largest, 0)
+        if np.square(coarser).mean() < NOISIER:
+            return msgspec.structs.replace(grid, granularity="input")
+    reached = ROOMY * largest * worth.step(bit_loss, False)
+    return msgspec.structs.replace(grid, granularity="tensor") if np.abs(w_GOK).max() <= reached else grid
+
+
+def _saved_bits(worth: Worth, weights: int) -> float:
+    """By steps of inputs, beside those that they take; 0 where they save less."""
+    groups, inputs, _ = worth.each_GIT.shape
+    if groups > 1 and inputs > 1:
+        return 0.0  # each of several outputs of a group would have them written
+    return max(worth.saved_bits * weights - _bits_of_steps(worth.steps_GI1), 0.0)
+
+
+def _bits_of_steps(steps: np.ndarray) -> float:
+    """What an archive takes for them."""
+    if steps.size < ALONE:
+        return STEP_BITS * steps.size + NODE_BITS
+    levels, places = np.unique(steps, return_inverse=True)
+    return entropy_bits(places) + 32 * len(levels) + NODE_BITS
+
+
+def _between(
+    rungs: Sequence[Grid], shape_GOK: tuple[int, ...], anchors: Sequence[Option], saved_bits: float
+) -> list[Option]:
     """Noise on a line through two anchors, and bits as well, these as t with bits = log2(1 + 2^t).
 
     Many bits fall by one for 6 dB, few by a share for each: t is close to a straight line from end to end. Beyond the
-    first anchor it is 6 dB a bit, and fine rungs have the scales of rows besides.
+    first anchor it is 6 dB a bit, and rungs with scales of rows have these besides.
+
+    Args:
+        saved_bits: by steps of inputs.
     """
     weights, rows = math.prod(shape_GOK), math.prod(shape_GOK[:2])
     signal = anchors[0].zero_loss
     noise_db = 10 * np.log10([max(one.noise_ratio, 1e-12) for one in anchors])
     bits = np.array([8 * one.stored_bytes / weights for one in anchors])
     t = np.log2(np.expm1(bits * np.log(2)))
-    found = []
+    more_bits: dict[str | int, float] = {"input": 0.0, "tensor": saved_bits, "channel": saved_bits + FLOAT_BITS * rows}
+    first, found = ANCHORS[0], []
     for rung, decibels in enumerate(RUNGS_DB):
         far = (rung - ANCHORS[0]) / (ANCHORS[1] - ANCHORS[0])
         if far < 0:
@@ -113,7 +164,7 @@ def _between(rungs: Sequence[Grid | Codebook], shape_GOK: tuple[int, ...], ancho
                 signal * float(10 ** (loss_db / 10)),
                 anchors[0].nearest_loss,
                 signal,
-                ceil((taken * weights + FLOAT_BITS * rows * (rung < FINE)) / 8),
+                ceil((taken * weights + more_bits[rungs[rung].granularity] - more_bits[rungs[first].granularity]) / 8),
                 anchors[0].reason if rung in ANCHORS else BETWEEN,
             )
         )

@@ -16,6 +16,7 @@ from gossamer.arith.forms import Indexed
 from gossamer.arith.lattice import Choose, Lattice
 from gossamer.arith.moments import Moments, loss
 from gossamer.arith.weight_grid import Grid
+from gossamer.solvers.input_steps import AN_OCTAVE
 
 _FEW = 8  # levels that are all tried
 _UNSEEN = 0.5  # times that a level counts as seen beyond those it was, at most
@@ -39,10 +40,22 @@ class Prices(NamedTuple):
 
 
 def lagrangian(form: Grid | Indexed, w_GOK: np.ndarray, moments: Moments, rate: float) -> float:
-    """Loss + rate * bits, the bits at the order-0 entropy of all integers or indices together."""
+    """Loss + rate * bits, these as `written_bits` has them."""
     lost = loss(np.asarray(w_GOK, np.float64) - form.real().reshape(w_GOK.shape), moments)
-    written = form.integers if isinstance(form, Grid) else form.indices_GOV
-    return float(lost.sum()) + rate * entropy_bits(written)
+    return float(lost.sum()) + rate * written_bits(form)
+
+
+def written_bits(form: Grid | Indexed) -> float:
+    """Of all integers or indices together at their order-0 entropy; of inputs with steps of their own, step by step.
+
+    How large the integers of an input are follows from its step, and an archive tells columns apart by that.
+    """
+    if not isinstance(form, Grid):
+        return entropy_bits(form.indices_GOV)
+    if form.scale.shape[1:] != (1, form.integers.shape[-1]) or form.scale.shape[2] == 1:
+        return entropy_bits(form.integers)
+    octaves = np.broadcast_to(np.round(np.log2(form.scale) * AN_OCTAVE), form.integers.shape)
+    return sum(entropy_bits(form.integers[octaves == one]) for one in np.unique(octaves))
 
 
 def prices_of(integers: np.ndarray, low: int, high: int, rate: float) -> Prices:

@@ -49,9 +49,18 @@ class Point(NamedTuple):
 
 
 def problem_of(
-    w_GOK: np.ndarray, grid: Grid, sparse: Sparse | None, moments: Moments, at: weight_grid.Grid | None
+    w_GOK: np.ndarray,
+    grid: Grid,
+    sparse: Sparse | None,
+    moments: Moments,
+    at: weight_grid.Grid | None,
+    order_GK: np.ndarray | None = None,
 ) -> tuple[Problem, Point]:
-    """What is to be found, and plain rounding as a start, at the scales of `at` or of the weights that count."""
+    """What is to be found, and plain rounding as a start, at the scales of `at` or of the weights that count.
+
+    Args:
+        order_GK: in which columns are rounded; from the least to the most active one, if None.
+    """
     h, keep = moments.h_GKK, None
     dead = np.zeros(w_GOK.shape[::2], bool) if h is None else np.diagonal(h, axis1=1, axis2=2) <= 0
     aim = np.where(dead[:, None, :], np.float32(0), w_GOK)  # what is never heard must not stretch the scale of what is
@@ -59,7 +68,7 @@ def problem_of(
         # For integers that are zero where `aim` is, the loss is that of `aim` plus that of moving on from there.
         aim = remove_weights.solve(w_GOK, sparse, moments).w_GOK
         keep = columns_first(aim != 0)
-    made = None if h is None else factor(h, activation_order(h))
+    made = None if h is None else factor(h, activation_order(h) if order_GK is None else order_GK)
     damped = None if h is None or made is None else plus_damping(h, made.damping_G)
     rows = np.ones(w_GOK.shape[:2]) if moments.rows_GO is None else np.asarray(moments.rows_GO, np.float64)
     per = {"tensor": 0, "channel": w_GOK.shape[2]}.get(str(grid.granularity), grid.granularity)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 
+import msgspec
 import numpy as np
 
 from gossamer.arith import weight_grid
 from gossamer.arith.affine import SMALLEST_SCALE
+from gossamer.arith.damped import activation_order
 from gossamer.arith.lattice import Lattice, descend, round_in_order, search_in_order
 from gossamer.arith.moments import Moments, loss
 from gossamer.constraints.composed import Composed
-from gossamer.constraints.grid import Grid
+from gossamer.constraints.grid import Grid, taps_of
 from gossamer.constraints.sparse import Sparse
 from gossamer.errors import OptionError
 from gossamer.solvers import round_at_rate
@@ -31,6 +33,7 @@ from gossamer.solvers.grid_problem import (
     with_dead,
     worth_of,
 )
+from gossamer.solvers.input_steps import steps_of_inputs, worth_of_inputs
 
 _SHRINK = np.geomspace(1.0, 0.25, 41)  # of the scales that reach the largest weights
 _NEARBY = ((0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1), (0.96, 0.98, 1.0, 1.02))  # tried in full, around the best so far
@@ -50,6 +53,7 @@ def solve(
     compensate: bool = True,
     search: bool = True,
     rate: float = 0.0,
+    order_GK: np.ndarray | None = None,
 ) -> weight_grid.Grid:
     """Weights as integers, chosen for the layer's output rather than one by one; never worse than the nearest ones.
 
@@ -69,6 +73,7 @@ def solve(
         search: False keeps the scales of `project`.
         rate: the loss that one bit is worth. Above 0, loss + rate * bits is minimised, see `round_at_rate`, and never
             more than it is without.
+        order_GK: in which columns are rounded; from the least to the most active one, if None.
 
     Raises:
         OptionError: the constraint cannot apply to this shape.
@@ -81,13 +86,17 @@ def solve(
             pass
         case _:
             raise OptionError(f"only weights on a grid, sparse or not, can be rounded; got {constraint}")
-    nearest = grid.project(w_GOK if sparse is None else sparse.project(w_GOK).w_GOK)  # as constraint.project has it
+    nearest = grid.project(w_GOK if sparse is None else sparse.project(w_GOK).w_GOK, k_shape)  # as the constraint does
     if not compensate or not w_GOK.size:
         return nearest
     h = moments.h_GKK
     if h is not None and not np.diagonal(h, axis1=1, axis2=2).any():
         return nearest
-    problem, start = problem_of(w_GOK, grid, sparse, moments, None if search else nearest)
+    if grid.granularity == "input":
+        worth = worth_of_inputs(moments, taps_of(k_shape)) if search else None
+        steps = nearest.scale if worth is None else steps_of_inputs(worth, w_GOK, 2 ** (grid.bits - 1) - 1, rate)
+        return _in_steps(steps, w_GOK, grid, sparse, moments, search, rate)
+    problem, start = problem_of(w_GOK, grid, sparse, moments, None if search else nearest, order_GK)
     if search and rate and round_at_rate.is_far(problem, start, rate):
         point = start  # what is best without a rate would only be where the search begins
     elif search:
@@ -102,6 +111,32 @@ def solve(
         return plain
     found = grid_of(round_at_rate.improved(problem, point, rate, search), problem, nearest)
     return min((found, plain, nearest), key=lambda grid: lagrangian(grid, w_GOK, moments, rate))
+
+
+def _in_steps(
+    steps_G1K: np.ndarray,
+    w_GOK: np.ndarray,
+    grid: Grid,
+    sparse: Sparse | None,
+    moments: Moments,
+    search: bool,
+    rate: float,
+) -> weight_grid.Grid:
+    """With one scale for all weights, each measured in the step of its input; H is measured so, too."""
+    alike = msgspec.structs.replace(grid, granularity="tensor")
+    h, order = moments.h_GKK, None
+    if h is not None:
+        order, h = activation_order(h), h * steps_G1K.swapaxes(1, 2) * steps_G1K
+    found = solve(
+        w_GOK / steps_G1K,
+        alike if sparse is None else Composed(sparse, alike),
+        moments._replace(h_GKK=h),
+        search=search,
+        rate=rate,
+        order_GK=order,
+    )
+    scale = (found.scale * steps_G1K).astype(np.float32)
+    return weight_grid.Grid(found.integers, scale, np.broadcast_to(found.zero_point, scale.shape), found.bits)
 
 
 def _improved(problem: Problem, start: Point) -> Point:

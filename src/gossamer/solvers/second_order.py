@@ -145,7 +145,7 @@ def channels_are_free(constraint: Constraint) -> bool:
     """Whether each output channel can be chosen without regard to the others."""
     match constraint:
         case Grid(granularity=granularity):
-            return granularity != "tensor"
+            return granularity not in ("tensor", "input")
         case Codebook(scope=scope):
             return scope == "channel"
         case Sparse(pattern=pattern):

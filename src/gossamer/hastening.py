@@ -105,7 +105,8 @@ def time_layers(
         ModelError, DataError, CandidateError: see `planning.priced.price`.
     """
     clean = run_plan(Plan("ahead", base.steps[: quantizing(base)]), model, evidence, memo).model
-    offers = price(clean, evidence, place, min(PRICES_S, budget_s))
+    weight_bits: Any = next((step.config["weight_bits"] for step in base.steps if "weight_bits" in step.config), 8)
+    offers = price(clean, evidence, place, min(PRICES_S, budget_s), weight_bits)
     keep = any(step.method == "quantize_static" for step in base.steps)
     priced = offers.priced if keep else tuple(map(_in_float, offers.priced))
     return Table(priced, base, full_ms, offers.notes)

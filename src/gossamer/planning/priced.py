@@ -16,6 +16,7 @@ import numpy as np
 from gossamer.arith.affine import affine_parameters
 from gossamer.arith.moments import Moments
 from gossamer.arith.tensor_decomposition import directions
+from gossamer.arith.weight_grid import Bits
 from gossamer.constraints.contract import Constraint
 from gossamer.constraints.grid import Grid
 from gossamer.constraints.low_rank import LowRank
@@ -32,7 +33,6 @@ from gossamer.solvers import nearest
 from gossamer.solvers.options import options
 from gossamer.solving import matrix_of
 
-EIGHT = Grid(8)
 REFERENCES = (Grid(4),)  # what gains are measured with
 WORTH = 0.005  # of all layers' time: those that take less stay as they are
 CLEARLY = 0.95  # of float's time: what is hardly faster is not offered
@@ -68,6 +68,13 @@ class Offers(NamedTuple):
     notes: tuple[str, ...]
 
 
+class Integer(NamedTuple):
+    """What running in integers does to a layer: its weights' grid, and the noise of its rounded inputs."""
+
+    grid: Grid
+    input_noise: float
+
+
 class Place(NamedTuple):
     """Where latency counts: the runtime, its threads, and the batch that is timed."""
 
@@ -76,12 +83,13 @@ class Place(NamedTuple):
     feeds: Feeds
 
 
-def price(model: Model, evidence: Evidence, place: Place, budget_s: float = 120.0) -> Offers:
+def price(model: Model, evidence: Evidence, place: Place, budget_s: float = 120.0, weight_bits: Bits = 8) -> Offers:
     """Time every layer in every way, and solve for those that are faster.
 
     Args:
         model: with constants and norms folded, as the plan's first steps leave it.
         budget_s: of which up to a half goes into prices that this machine does not know yet.
+        weight_bits: of layers in integers.
 
     Raises:
         ModelError, DataError, CandidateError: see `ledger.ledger`.
@@ -100,8 +108,8 @@ def price(model: Model, evidence: Evidence, place: Place, budget_s: float = 120.
     priced = []
     for entry in entries:
         use = uses[entry.weight][0]
-        noise = _noises(entry, use, list(offered[entry.weight]), moments[entry.weight], rounding[entry.weight])
-        found = offered[entry.weight]
+        found, integer = offered[entry.weight], Integer(Grid(weight_bits), rounding[entry.weight])
+        noise = _noises(entry, use, list(found), moments[entry.weight], integer)
         priced.append(Priced(entry.weight, entry.nodes, tuple(found), noise, np.array(list(found.values()))))
     return Offers(tuple(priced), _notes(layers, wanted, faster))
 
@@ -163,13 +171,11 @@ def _faster(found: Sequence[Shaped], wanted: Sequence[Way], prices: Prices) -> d
     return {way: ms for way, ms in costs.items() if way == Way() or ms < limit_ms}
 
 
-def _noises(
-    entry: Entry, use: WeightMatrix, offered: Sequence[Way], moments: Moments, input_noise: float
-) -> np.ndarray:
+def _noises(entry: Entry, use: WeightMatrix, offered: Sequence[Way], moments: Moments, integer: Integer) -> np.ndarray:
     """Predicted noise over signal of the network's outputs, of every way."""
     w_GOK = matrix_of(use)
     thin = {way.constraint: way.constraint for way in offered if isinstance(way.constraint, LowRank)}
-    grids = {way.constraint for way in offered if isinstance(way.constraint, Grid)} | {EIGHT}
+    grids = {way.constraint for way in offered if isinstance(way.constraint, Grid)} | {integer.grid}
     losses: dict[Constraint | None, float] = {None: 0.0}
     asked: list[Constraint] = [*grids, *(low_rank for low_rank in thin.values() if low_rank.split != "svd")]
     solved = options(w_GOK, asked, moments, nearest.solve, use.k_shape)
@@ -179,7 +185,7 @@ def _noises(
     noises = []
     for way in offered:
         rounds = 0 if not way.integer else 2 if isinstance(way.constraint, LowRank) else 1
-        noises.append(losses.get(way.constraint, np.inf) + rounds * (losses[EIGHT] + input_noise))
+        noises.append(losses.get(way.constraint, np.inf) + rounds * (losses[integer.grid] + integer.input_noise))
     return entry.gain * np.array(noises) / signal if signal > 0 else np.zeros(len(noises))
 
 

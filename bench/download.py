@@ -1,6 +1,6 @@
 """Bytes to download at equal measured accuracy: curves of archives beside nncodec, and beside int8 under zstd.
 
-    python bench/download.py [--nets demo,digits,lite0,minilm] [--series ours,nncodec,stored,uniform] [--one-shot lite0]
+    python bench/download.py [--nets demo,digits,lite0,minilm] [--series ours,nncodec,stored,uniform] [--predicted 8,14]
 
 Every file begins with constants and norms folded, and what is judged lies in `judge.npz`, which no solver saw.
 
@@ -66,7 +66,7 @@ from second_order_cases import Net, accuracy, code_digest, outputs_of
 
 NETS = "demo,digits,lite0,minilm"
 SERIES = "ours,nncodec,stored"
-PREDICTED_DB = (8.0, 12.0, 16.0, 20.0, 24.0, 28.0)
+PREDICTED_DB = "8,12,16,20,24,28"
 QPS = (-38, -34, -30, -27, -24, -21, -18)
 UNIFORM_NOISE = (0.003, 0.01, 0.03, 0.1)
 EQUAL_SNR_DB = (10, 15, 20, 25, 30)
@@ -98,16 +98,17 @@ def main() -> None:
         print("| | bytes | of float | SNR dB | agreement | accuracy, change (95 %) | expected bytes, dB | CPU s |")
         print(8 * "|---" + "|")
         points = []
-        for point in every(net, series, name in arguments.one_shot.split(",")):
+        predicted_db = [float(each) for each in arguments.predicted.split(",")]
+        for point in every(net, series, predicted_db, name in arguments.one_shot.split(",")):
             points.append(point)
             print(row(net, point), flush=True)
         print_equal(net, points)
 
 
-def every(net: Net, series: Sequence[str], one_shot: bool) -> Iterator[Point]:
+def every(net: Net, series: Sequence[str], predicted_db: Sequence[float], one_shot: bool) -> Iterator[Point]:
     """All points of the series asked for."""
     makers: dict[str, Callable[[], Iterator[Point]]] = {
-        "ours": lambda: ours(net, one_shot),
+        "ours": lambda: ours(net, predicted_db, one_shot),
         "nncodec": lambda: nncodec(net),
         "stored": lambda: stored(net),
         "uniform": lambda: uniform(net),
@@ -119,16 +120,16 @@ def every(net: Net, series: Sequence[str], one_shot: bool) -> Iterator[Point]:
 # --- ours
 
 
-def ours(net: Net, one_shot: bool) -> Iterator[Point]:
+def ours(net: Net, predicted_db: Sequence[float], one_shot: bool) -> Iterator[Point]:
     """The ledger's plans. What one came to beyond what was expected changes no other, as each aims at a noise."""
     found = weighed(net)
-    for decibels in PREDICTED_DB:
+    for decibels in predicted_db:
         planned = at_noise(found, 10 ** (-decibels / 10))
         plan = planned.plan if one_shot else in_order(planned.plan)
         expected = planned.allocation.cost
         point = packed(net, "ours", f"predicted {decibels:.0f} dB", plan)
-        predicted_db = -10 * np.log10(planned.allocation.loss)
-        yield point._replace(expected=f"{expected:,.0f} ({point.size_bytes / expected - 1:+.1%}), {predicted_db:.1f}")
+        aimed_db = -10 * np.log10(planned.allocation.loss)
+        yield point._replace(expected=f"{expected:,.0f} ({point.size_bytes / expected - 1:+.1%}), {aimed_db:.1f}")
 
 
 def weighed(net: Net) -> ArchiveLedger:
@@ -447,6 +448,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", default=NETS)
     parser.add_argument("--series", default=SERIES)
+    parser.add_argument("--predicted", default=PREDICTED_DB, help="decibels of our points")
     parser.add_argument("--one-shot", default="", help="networks whose layers are not solved in order: quicker, worse")
     return parser.parse_args()
 

@@ -143,7 +143,7 @@ def by_runs(symbols: Sequence[int], table: np.ndarray) -> tuple[int, list[tuple[
     """A class as rule 12 has it: how many others it has beyond what is expected, and what stands in its place."""
     common, often, left = int(table.argmax()), int(table.max()), 2**24
     weights = []
-    while left > 2**18 and len(weights) < 256:
+    while left > 2**15 and len(weights) < 512:
         weights.append(left * (2**24 - often) // 2**24)
         left = left * often // 2**24
     gap_table, longest = in_proportion([*weights, left]), len(weights)

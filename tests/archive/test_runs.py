@@ -33,7 +33,7 @@ def packed(symbols: list[int]) -> bytes:
 
 
 @given(
-    st.sampled_from((512, 600, 6000)),
+    st.sampled_from((1024, 1104, 6000)),
     st.sampled_from((0.0, 0.001, 0.1, 0.2, 0.9, 1.0)),
     st.sampled_from((1, 50)),
     st.randoms(use_true_random=False),
@@ -81,10 +81,10 @@ def test_runs_take_the_bits_that_symbols_do() -> None:
 @pytest.mark.parametrize(
     ("others", "gap", "what"),
     [
-        (601, 0, "more symbols of one kind than symbols"),
+        (1201, 0, "more symbols of one kind than symbols"),
         (-1, 0, "more symbols of one kind than symbols"),
-        (300, 2, "a run is longer than its class"),
-        (1, 700, "a run is longer than its class"),
+        (600, 2, "a run is longer than its class"),
+        (1, 1400, "a run is longer than its class"),
     ],
 )
 def test_what_does_not_fit_its_class_is_refused(
@@ -93,13 +93,13 @@ def test_what_does_not_fit_its_class_is_refused(
     frequency = table(*MOST_ZERO)
     runs = runs_of(frequency.tobytes())
     assert runs is not None
-    expected, longest = 600 * runs.share >> 24, len(runs.gaps) - 1
+    expected, longest = 1200 * runs.share >> 24, len(runs.gaps) - 1
     parts = numbers_of_others([others - expected])
     left = [gap] * max(others, 0)
     while left:
         parts.append(([min(one, longest) for one in left], runs.gaps))
         left = [one - longest for one in left if one >= longest]
-    data = archive([8] * 600, coded([*parts, ([7] * max(others, 0), runs.others)]))
+    data = archive([8] * 1200, coded([*parts, ([7] * max(others, 0), runs.others)]))
     with pytest.raises(ArchiveError, match=what):
         unpack(data, decoder=decoder)
 

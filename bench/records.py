@@ -88,8 +88,8 @@ SETTINGS = {
         together=True,
     ),
     ("lenet5", "fashion"): Setting(
-        effort=Effort(8, 2, 1, 0.05, 2e-4, 128, precision="bfloat16"),
-        densities=(0.2, 0.08, 0.05, 0.025),
+        effort=Effort(8, 3, 2, 0.05, 2e-4, 128),
+        densities=(0.2, 0.08, 0.06, 0.025),
         first=1,
         factors=Factors((0.6, 0.8, 1.0, 1.3), 1),
         rates=(3e-3,),

@@ -47,6 +47,9 @@ def test_the_same_bytes_come_back_and_every_byte_is_accounted_for(model: Path, t
     assert facts.bytes.model == model.stat().st_size > size
     assert gossamer.unpack_file(tmp_path / "m.goss", tmp_path / "back.onnx") == facts.bytes.model
     assert (tmp_path / "back.onnx").read_bytes() == model.read_bytes()
+    assert gossamer.read_archive((tmp_path / "m.goss").read_bytes()) == model.read_bytes()
+    with pytest.raises(ArchiveError, match=r"the archive: not a \.goss archive"):
+        gossamer.read_archive(b"anything")
     archive = gossamer.inspect_archive(tmp_path / "m.goss")
     assert archive.bytes == facts.bytes and archive.bits_per_weight == pytest.approx(facts.bits_per_weight)
     names = {tensor.name for tensor in onnx.load(model).graph.initializer if tensor.raw_data}

@@ -122,12 +122,17 @@ def unpack_file(archive: str | Path, out: str | Path, base: str | Path | None = 
     return write_file(_target(out, archive, base), read_archive(archive, base, most))
 
 
-def read_archive(archive: str | Path, base: str | Path | None = None, most: int = LIMIT_BYTES) -> bytes:
+def read_archive(archive: str | Path | bytes, base: str | Path | None = None, most: int = LIMIT_BYTES) -> bytes:
     """The bytes of the ONNX file that was packed.
+
+    Args:
+        archive: its file, or its bytes.
 
     Raises:
         ArchiveError: see `unpack_file`.
     """
+    if isinstance(archive, bytes):
+        return _unpacked(Path("the archive"), archive, base, most)
     return _unpacked(Path(archive), _read(Path(archive)), base, most)
 
 

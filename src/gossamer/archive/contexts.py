@@ -19,7 +19,8 @@ from gossamer.archive.symbols import Symbols
 from gossamer.archive.tables import price
 
 FINENESS = (1, 2, 4, 8)  # classes in an octave
-FEW_SYMBOLS = 1 << 20  # so few that every fineness is tried
+FEW_SYMBOLS = 1 << 20  # so few that the finest may pay, too; and of which, where
+MOSTLY = 0.5  # of them are the same, every fineness is tried
 WORTH_A_CLASS = 86  # symbols for each of the alphabet, of one fineness cubed: what the finest class must have
 ROUNDS = 2  # of tables for scales and scales for tables
 TURNS = 3  # of prices for scales and scales for prices
@@ -138,12 +139,12 @@ def _groups(counts_of: dict[int, np.ndarray]) -> list[list[int]]:
 
 
 def _scales_of(planes: Sequence[Symbols]) -> list[_Scaled]:
-    """In the fineness that is cheapest in all: each tried until they get dearer; for many symbols it is reckoned."""
+    """In the fineness that is cheapest in all: reckoned, or where most numbers are zero tried until it gets dearer."""
     if not planes:
         return []
     measured = [_measured(plane) for plane in planes]
     counts = np.sum([np.bincount(one.values, minlength=len(one.level)) for one in planes], axis=0)
-    if counts.sum() >= FEW_SYMBOLS:
+    if counts.sum() >= FEW_SYMBOLS or counts.max() < MOSTLY * counts.sum():
         return _in_steps(planes, measured, _fineness(counts))
     best, least = _in_steps(planes, measured, FINENESS[0]), np.inf
     tried = best
@@ -161,6 +162,8 @@ def _fineness(counts: np.ndarray) -> int:
     total, used = counts.sum(), counts[counts > 0]
     alike = float(np.exp2((used * np.log2(total / used)).sum() / total))  # symbols, were all as frequent
     wanted = (total / (WORTH_A_CLASS * alike)) ** (1 / 3)
+    if total < FEW_SYMBOLS:
+        return min(FINENESS, key=lambda one: float(abs(np.log(one / wanted))))
     return max([one for one in FINENESS[:-1] if one <= wanted], default=FINENESS[0])
 
 

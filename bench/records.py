@@ -99,7 +99,7 @@ SETTINGS = {
         together=True,
     ),
     ("vgg", "fashion"): Setting(
-        effort=Effort(5, 1, 1, 0.05, 2e-4, 128, precision="bfloat16"),
+        effort=Effort(5, 1, 1, 0.05, 2e-4, 128, samples=20_000),
         densities=(0.15, 0.05, 0.015),
         first=1,
         factors=Factors((0.7, 1.0, 1.2), 1),

@@ -130,12 +130,14 @@ def _steps(
     if not isinstance(grid, Grid):
         return (Step("constrain_weights", config),)
     if activations == "float":
-        steps = [Step("constrain_weights", {**config, "form": "dequantize"})]
+        form = "cast" if grid.granularity == "input" else "dequantize"  # which takes scales of outputs alone
+        steps = [Step("constrain_weights", {**config, "form": form})]
         if thin and isinstance(grid.granularity, int):  # which seldom divides the rank, see `Composed.project`
             by_row = as_text(msgspec.structs.replace(grid, granularity="channel"))
             steps.append(Step("constrain_weights", {**config, "constraint": by_row, "form": "dequantize"}))
         return (*steps, Step("correct_bias"))
-    if isinstance(grid.granularity, int) or not grid.symmetric or grid.rate or grid.bits not in get_args(WeightBits):
+    by_output = grid.granularity in ("channel", "tensor")
+    if not by_output or not grid.symmetric or grid.rate or grid.bits not in get_args(WeightBits):
         raise OptionError(
             f"{as_text(grid)}: layers that compute in integers take symmetric weights with one scale a channel or "
             "tensor, such as grid:4; for others give --activations float"

@@ -99,14 +99,12 @@ SETTINGS = {
         together=True,
     ),
     ("vgg", "fashion"): Setting(
-        effort=Effort(5, 1, 1, 0.05, 2e-4, 128, samples=20_000),
+        effort=Effort(5, 2, 1, 0.02, 2e-4, 128, samples=20_000),
         densities=(0.15, 0.05, 0.015),
         first=1,
         factors=Factors((0.7, 1.0, 1.2), 1),
-        rates=(3e-3,),
+        rates=(1e-2,),
         shares=("codebook:16",),
-        average=0.999,
-        share_rate=1e-3,
     ),
 }
 TOLERANCE = 0.0025  # of validation accuracy, when values are chosen

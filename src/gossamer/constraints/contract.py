@@ -36,7 +36,7 @@ from gossamer.errors import OptionError
 Constraint = Grid | Sparse | Codebook | LowRank | Shared | Composed
 
 ALLOWED = {
-    "grid": "2 to 8 or 16 bits, tensor, channel or group=N, symmetric or asymmetric, rate=R up to 1; "
+    "grid": "2 to 8 or 16 bits, tensor, channel, input or group=N, symmetric or asymmetric, rate=R up to 1; "
     "for instance grid:4:group=64",
     "sparse": "a ratio below 1 with or without block=ROWSxCOLUMNS, or N:M; for instance sparse:0.7 or sparse:2:4",
     "codebook": "2 to 65536 entries, tensor or channel, dimension=N, rate=R up to 1; for instance codebook:16:channel",

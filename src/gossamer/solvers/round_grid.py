@@ -94,8 +94,11 @@ def solve(
         return nearest
     if grid.granularity == "input":
         worth = worth_of_inputs(moments, taps_of(k_shape)) if search else None
-        steps = nearest.scale if worth is None else steps_of_inputs(worth, w_GOK, 2 ** (grid.bits - 1) - 1, rate)
-        return _in_steps(steps, w_GOK, grid, sparse, moments, search, rate)
+        steps = [] if worth is None else [steps_of_inputs(worth, w_GOK, 2 ** (grid.bits - 1) - 1, rate)]
+        if not steps or not rate:  # with few levels what counts is to reach the largest weights
+            steps.append(nearest.scale)
+        tried = [_in_steps(each, w_GOK, grid, sparse, moments, search, rate) for each in steps]
+        return min(tried, key=lambda one: float(loss(np.asarray(w_GOK, np.float64) - one.real(), moments).sum()))
     problem, start = problem_of(w_GOK, grid, sparse, moments, None if search else nearest, order_GK)
     if search and rate and round_at_rate.is_far(problem, start, rate):
         point = start  # what is best without a rate would only be where the search begins

@@ -59,6 +59,13 @@ def factor(h_GKK: np.ndarray, order_GK: np.ndarray | None = None, share: float =
     raise DataError("a second moment of a layer's input has no Cholesky factor at any damping; it must be symmetric")
 
 
+def column_worth(made: Factor) -> np.ndarray:
+    """What an error of each column costs once those behind it have made up for it, by columns of H; float64 (G, K)."""
+    worth_GK = np.empty(made.order_GK.shape)
+    np.put_along_axis(worth_GK, made.order_GK, np.diagonal(made.lower_GKK, axis1=1, axis2=2) ** 2, axis=1)
+    return worth_GK
+
+
 def plus_damping(h_GKK: np.ndarray, damping_G: np.ndarray) -> np.ndarray:
     """H + damping * I as float64, a copy."""
     h = np.array(h_GKK, np.float64)

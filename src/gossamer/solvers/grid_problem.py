@@ -9,7 +9,7 @@ import numpy as np
 
 from gossamer.arith import weight_grid
 from gossamer.arith.affine import SMALLEST_SCALE
-from gossamer.arith.damped import Factor, activation_order, factor, plus_damping
+from gossamer.arith.damped import Factor, activation_order, column_worth, factor, plus_damping
 from gossamer.arith.lattice import Lattice
 from gossamer.arith.moments import Moments
 from gossamer.constraints.grid import Grid
@@ -191,10 +191,7 @@ def worth_of(problem: Problem) -> np.ndarray:
     rows = problem.rows_GO[:, None]
     if problem.factor is None:
         return rows
-    square_GK = np.diagonal(problem.factor.lower_GKK, axis1=1, axis2=2) ** 2
-    worth_GK = np.empty_like(square_GK)
-    np.put_along_axis(worth_GK, problem.factor.order_GK, square_GK, axis=1)
-    return np.asarray(worth_GK[:, :, None] * rows)
+    return np.asarray(column_worth(problem.factor)[:, :, None] * rows)
 
 
 def side_by_side(problem: Problem, scales: Sequence[np.ndarray], zero: np.ndarray, rounded: Rounded) -> list[Point]:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gossamer.arith.damped import activation_order, factor
+from gossamer.arith.damped import activation_order, column_worth, factor
 from gossamer.arith.moments import Moments
 
 AN_OCTAVE = 3  # steps that there are between one and twice as large: few, so that an archive writes them in few bits
@@ -58,9 +58,7 @@ def worth_of_inputs(moments: Moments, taps: int) -> Worth | None:
     """
     if moments.h_GKK is None or not np.any(moments.h_GKK):
         return None
-    made = factor(moments.h_GKK, activation_order(moments.h_GKK))
-    each_GK = np.empty(made.order_GK.shape)
-    np.put_along_axis(each_GK, made.order_GK, np.diagonal(made.lower_GKK, axis1=1, axis2=2) ** 2, axis=1)
+    each_GK = column_worth(factor(moments.h_GKK, activation_order(moments.h_GKK)))
     each_GIT = each_GK.reshape(len(each_GK), -1, taps)
     octaves_GI1 = -0.5 * np.log2(each_GIT).mean(axis=2, keepdims=True)
     octaves_GI1 = np.clip(octaves_GI1 - octaves_GI1.mean(), -FARTHEST, FARTHEST)

@@ -46,7 +46,7 @@ POINTS = {"demo": (0.95,), "resnet8": (0.9, 0.95, 0.98)}  # of all weights, zero
 EPOCHS = {"demo": 24, "resnet8": 10}
 SHARED_EPOCHS = 2
 SAMPLES = 55_000
-OPTIONS = Options(batch=128, rate=1e-2, precision="bfloat16", device="cpu")
+OPTIONS = Options(batch=128, rate=1e-2, precision="bfloat16" if training_nets.HALVED else "float32", device="cpu")
 SHARED_RATE = 1e-3
 SHARE = "codebook:16"
 

@@ -101,7 +101,11 @@ def floated(case: Case) -> Made:
         write_facts(folder, {"cpu_s": time.process_time() - begin, "validation": max(scores), "scores": scores})
 
     effort = case.effort
-    return made_once("float", [case.net, case.seed, effort.float_epochs, effort.float_samples, nets_script()], fill)
+    return made_once(
+        "float",
+        [case.net, case.seed, effort.float_epochs, effort.float_samples, training_nets.HALVED, nets_script()],
+        fill,
+    )
 
 
 def quantized(case: Case, bits: int) -> Made:

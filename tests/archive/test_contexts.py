@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -128,7 +130,7 @@ def test_a_pruned_row_does_not_spoil_the_others() -> None:
     one = weights(6, 100, 80, 16, 0.5)
     values_RC = one.values.reshape(-1, one.width).copy()
     values_RC[::5] = 8
-    planes = [one._replace(values=values_RC.reshape(-1))]
+    planes = [replace(one, values=values_RC.reshape(-1))]
     assert bits_of(planes, family(planes)) < 0.93 * order0(planes)
 
 
@@ -137,11 +139,11 @@ def test_what_is_foretold_lifts_classes_where_that_pays() -> None:
     sizes = rng.integers(0, 90, 30_000)
     values = np.clip(np.round(rng.laplace(0, 0.1 + sizes / 40)), -8, 7).astype(np.int64) + 8
     blind = plane(values.reshape(-1, 100), 16)
-    aware = blind._replace(foretold=sizes)
+    aware = replace(blind, foretold=sizes)
     found = family([aware])
     assert len(found.thresholds) > 2 and list(found.thresholds) == sorted(found.thresholds)
     assert bits_of([aware], found) < 0.94 * bits_of([blind], family([blind]))
-    useless = blind._replace(foretold=rng.permutation(sizes))
+    useless = replace(blind, foretold=rng.permutation(sizes))
     assert family([useless]).thresholds == (NEVER,)
 
 

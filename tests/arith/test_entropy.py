@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.arith.entropy import entropy_bits
+from gossamer.arith.entropy import MANY, entropy_bits, occurrences
 
 
 @given(st.lists(st.integers(-300, 300), min_size=1, max_size=60), st.integers(-1000, 1000))
@@ -21,3 +21,13 @@ def test_known_entropies() -> None:
     assert entropy_bits(np.zeros(0, np.uint8)) == entropy_bits(np.full(9, 200, np.uint8)) == 0
     assert entropy_bits(np.array([[0, 1], [2, 3]], np.uint16)) == 8
     assert entropy_bits(np.array([0.0, 0.0, -1.0, 5.0], np.float32)) == 6
+
+
+@pytest.mark.parametrize("more", [0, 1])
+@pytest.mark.parametrize("alphabet", [3, 256])
+def test_many_bytes_are_counted_as_few_are(alphabet: int, more: int) -> None:
+    symbols = np.random.default_rng(more).integers(0, alphabet, MANY + more).astype(np.uint8)
+    assert np.array_equal(occurrences(symbols, alphabet), np.bincount(symbols, minlength=alphabet))
+    twice = np.repeat(symbols, 2)
+    assert np.array_equal(occurrences(twice[::2], alphabet), occurrences(symbols, alphabet))
+    assert entropy_bits(symbols.view(np.int8)) == pytest.approx(entropy_bits(symbols.astype(np.int64)))

@@ -102,11 +102,7 @@ def family(planes: Sequence[Symbols]) -> Family:
         row, column, sides = _sides(scaled)
         for place, shift, side in zip(together, shifts, sides, strict=True):
             choices[place] = Choice(0, len(tables), side.row, side.column, shift + side.lift)
-    counts_of = {
-        place: np.bincount(planes[place].values, minlength=len(planes[place].level))
-        for place in range(len(planes))
-        if place not in together
-    }
+    counts_of = {place: planes[place].counts for place in range(len(planes)) if place not in together}
     for members in _groups(counts_of):
         choices |= dict.fromkeys(members, Choice(len(tables), 1))
         tables.append(np.sum([counts_of[place] for place in members], axis=0))
@@ -143,7 +139,7 @@ def _scales_of(planes: Sequence[Symbols]) -> list[_Scaled]:
     if not planes:
         return []
     measured = [_measured(plane) for plane in planes]
-    counts = np.sum([np.bincount(one.values, minlength=len(one.level)) for one in planes], axis=0)
+    counts = np.sum([one.counts for one in planes], axis=0)
     if counts.sum() >= FEW_SYMBOLS or counts.max() < MOSTLY * counts.sum():
         return _in_steps(planes, measured, _fineness(counts))
     best, least = _in_steps(planes, measured, FINENESS[0]), np.inf

@@ -8,6 +8,7 @@ where most are zero, the number, its sign turned to what is foretold, in a class
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -56,16 +57,19 @@ def filtered(planes: Sequence[Symbols], kernels: Sequence[Sequence[tuple[int, in
     found = Filtered(list(planes), [], [0] * len(planes))
     groups: dict[tuple[tuple[int, int], bool], list[int]] = {}
     for place, (plane, sizes) in enumerate(zip(planes, kernels, strict=True)):
-        folds = int(np.count_nonzero(plane.values == len(plane.level) // 2)) > DOMINANT * len(plane.values)
+        folds = plane.counts[len(plane.level) // 2] > DOMINANT * len(plane.values)
         for kernel in sizes:
             groups.setdefault((kernel, folds), []).append(place)
     for (kernel, folds), places in groups.items():
         stages = _stages(kernel, folds)
         known = {place: _moments(planes[place], len(stages)) for place in places}
-        members = [place for place in places if _helps(known[place], stages, planes[place])]
+        own = {place: _weights(known[place], stages) for place in places}
+        members = [place for place in places if _helps(known[place], own[place], planes[place])]
         if not members:
             continue
-        fitted = Fitted(stages, _weights(np.sum([known[place] for place in members], axis=0), stages), folds)
+        alone = own[members[0]] if len(members) == 1 else None
+        weights_TT = _weights(np.sum([known[place] for place in members], axis=0), stages) if alone is None else alone
+        fitted = Fitted(stages, weights_TT, folds)
         every = {place: _coded(planes[place], fitted) for place in members}
         better = {place: (coded, gain) for place, (coded, gain) in every.items() if gain > 0}
         if sum(gain for _, gain in better.values()) < WEIGHT_BITS * np.count_nonzero(stages[:, None] > stages):
@@ -92,7 +96,7 @@ def _moments(plane: Symbols, taps: int) -> np.ndarray:
     """Products of taps, of numbers of variance 1, (taps, taps)."""
     kernels_NT = plane.values.reshape(-1, taps)
     every = max(len(kernels_NT) // SAMPLE, 1)
-    numbers_TN = _numbers(plane._replace(values=kernels_NT[::every]), taps)
+    numbers_TN = _numbers(replace(plane, values=kernels_NT[::every]), taps)
     moments_TT: np.ndarray = (numbers_TN @ numbers_TN.T).astype(np.float64)
     moments_TT *= len(plane.values) / max(float(np.trace(moments_TT)), 1e-9)
     return moments_TT
@@ -101,20 +105,19 @@ def _moments(plane: Symbols, taps: int) -> np.ndarray:
 def _weights(moments_TT: np.ndarray, stages: np.ndarray) -> np.ndarray:
     """Least squares of each tap on those of earlier stages, in whole sixteenths."""
     found = np.zeros(moments_TT.shape)
-    ridge_TT = np.eye(len(stages)) * (RIDGE * np.trace(moments_TT) + 1e-9)
+    ridged_TT = moments_TT + np.eye(len(stages)) * (RIDGE * np.trace(moments_TT) + 1e-9)
     for stage in np.unique(stages)[1:]:
         now, before = np.flatnonzero(stages == stage), np.flatnonzero(stages < stage)
-        solved = np.linalg.solve((moments_TT + ridge_TT)[np.ix_(before, before)], moments_TT[np.ix_(before, now)])
+        solved = np.linalg.solve(ridged_TT[np.ix_(before, before)], moments_TT[np.ix_(before, now)])
         found[np.ix_(now, before)] = solved.T
     rounded: np.ndarray = np.clip(np.round(found * UNIT), -LARGEST, LARGEST)
     return rounded
 
 
-def _helps(moments_TT: np.ndarray, stages: np.ndarray, plane: Symbols) -> bool:
+def _helps(moments_TT: np.ndarray, weights_TT: np.ndarray, plane: Symbols) -> bool:
     """Whether a filter of its own would, were numbers normal and its own weights for little."""
-    weights_TT = _weights(moments_TT, stages) / UNIT
-    left_TT = np.eye(len(stages)) - weights_TT
-    left_T = np.einsum("ab,bc,ac->a", left_TT, moments_TT, left_TT)
+    left_TT = np.eye(len(weights_TT)) - weights_TT / UNIT
+    left_T = np.einsum("ab,ab->a", left_TT @ moments_TT, left_TT)
     share = np.maximum(left_T, 1e-9) / np.maximum(np.diag(moments_TT), 1e-9)
     gain = -0.5 * float(np.log2(share).mean()) * len(plane.values)
     return gain > int(np.count_nonzero(weights_TT))
@@ -128,15 +131,15 @@ def _coded(plane: Symbols, filter: Fitted) -> tuple[Symbols, float]:
     if filter.folds:
         signed = np.where(sums_N < 0, -plane.values.astype(np.int32), plane.values)
         sizes = np.abs(sums_N)
-        coded = plane._replace(values=(signed & (alphabet - 1)).astype(np.uint8), foretold=sizes)
+        coded = replace(plane, values=(signed & (alphabet - 1)).astype(np.uint8), foretold=sizes)
         usual = float(np.sqrt(np.mean(np.square(sizes, dtype=np.float64)))) + 1e-9
         strength = np.digitize(sizes, [usual * odd for odd in ODD])
         counts = np.bincount(strength * alphabet + coded.values, minlength=(len(ODD) + 1) * alphabet)
         bits = float(price(counts.reshape(-1, alphabet)).sum())
     else:
         left = plane.values - ((sums_N + UNIT // 2) >> 4)
-        coded = plane._replace(values=(left & (alphabet - 1)).astype(np.uint8))
-        bits = float(price(np.bincount(coded.values, minlength=alphabet)[None])[0])
-    plain = float(price(np.bincount(plane.values, minlength=alphabet)[None])[0])
+        coded = replace(plane, values=(left & (alphabet - 1)).astype(np.uint8))
+        bits = float(price(coded.counts[None])[0])
+    plain = float(price(plane.counts[None])[0])
     saved = (plain - bits) * (FOLDED if filter.folds else 1.0)
     return coded, saved if saved > WORTH * plain else 0.0

@@ -42,7 +42,7 @@ from gossamer.archive.tables import (
     smoothed,
     written,
 )
-from gossamer.arith.entropy import entropy_bits
+from gossamer.arith.entropy import entropy_of, occurrences
 
 SMALL_BYTES = 2048  # tensors below that are put together
 TINY_BYTES = 16  # and below that they stay where they are
@@ -126,8 +126,9 @@ def pack(data: bytes, base: bytes | None = None) -> Packed:
     planes = [plane for source in sources for plane in source.taken.planes]
     codings, counted, filters = _codings(sources)
     counts = smoothed(counted, OPTIONS[1])
-    coarse = min(OPTIONS, key=lambda one: bits_of_tables(counts, one))
-    tables = [written(each, coarse) for each in counts]
+    options = {coarse: [written(each, coarse) for each in counts] for coarse in OPTIONS}
+    coarse = min(OPTIONS, key=lambda one: bits_of_tables(counts, options[one], one))
+    tables = options[coarse]
     slope, coded_table = coded_tables(tables, coarse)
     frequencies = [restored(table) for table in tables]
     index, sections, at = _index_of_tables(tables, slope, coarse), [], 0
@@ -156,7 +157,7 @@ def pack(data: bytes, base: bytes | None = None) -> Packed:
         len(coded_table),
         tuple(tensor for source, size in spent for tensor in _tensors(source, size)),
         sum(weights_in(span, source.taken.kind, source.taken.unit) for source in sources for span in source.members),
-        sum(entropy_bits(plane.values) for plane in planes),
+        sum(entropy_of(plane.counts) for plane in planes),
     )
 
 
@@ -231,7 +232,7 @@ def _against(source: _Source, base: bytes, old: Span) -> _Source:
 
 
 def _shorter(plain: _Source, other: _Source) -> _Source:
-    return min((plain, other), key=lambda source: sum(entropy_bits(plane.values) for plane in source.taken.planes))
+    return min((plain, other), key=lambda source: sum(entropy_of(plane.counts) for plane in source.taken.planes))
 
 
 # --- how its planes are coded
@@ -271,7 +272,7 @@ def _plain(plane: Symbols) -> _Coding:
         value = int(plane.values[0]) if len(plane.values) else 0
         if value < 256:
             return _Coding(Plane(CONSTANT, value), None, plane)
-    if len(plane.level) <= 256 and price(np.bincount(plane.values)[None])[0] > WORTH * 8 * len(plane.values):
+    if len(plane.level) <= 256 and price(plane.counts[None])[0] > WORTH * 8 * len(plane.values):
         return _Coding(Plane(RAW), None, plane)
     return _Coding(Plane(CLASSED), None, plane)
 
@@ -344,7 +345,7 @@ def _encode(coder: Encoder, values: np.ndarray, classes: np.ndarray, tables: Seq
     """Class by class; numbers of what is in runs come before all of them."""
     short = np.clip(classes, 0, len(tables) - 1).astype(np.uint8)
     ordered = values[np.argsort(short, kind="stable")] if len(tables) > 1 else values
-    sizes = np.bincount(short, minlength=len(tables))
+    sizes = occurrences(short, len(tables))
     parts = np.split(ordered, np.cumsum(sizes)[:-1])
     runs = coded_in_runs(tables, sizes.tolist())
     in_runs = [None if run is None else gapped(part, run) for part, run in zip(parts, runs, strict=True)]

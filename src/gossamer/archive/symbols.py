@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 from gossamer.archive.reader import FEW, FLOATS, INTEGERS, PLANES, WORDS
 from gossamer.archive.spans import Span
+from gossamer.arith.entropy import occurrences
 
 # numbers of TensorProto.DataType
 INTEGER_BITS = {2: 8, 3: 8, 9: 8, 21: 4, 22: 4, 25: 2, 26: 2}
@@ -22,7 +25,8 @@ DOMINANT = 0.4  # share of the most common number that makes it zero
 SAMPLE = 1 << 16  # numbers that are looked at first, to see whether a tensor can have few values
 
 
-class Symbols(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Symbols:
     """One plane.
 
     Attributes:
@@ -38,6 +42,11 @@ class Symbols(NamedTuple):
     level: np.ndarray
     logarithmic: bool = False
     foretold: np.ndarray | None = None
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """How often each symbol occurs (alphabet,)."""
+        return occurrences(self.values, len(self.level))
 
 
 class Taken(NamedTuple):
@@ -122,7 +131,7 @@ def centred(kind: int, raw: np.ndarray, bits: int, width: int, signed: bool) -> 
     Of unsigned numbers, zero is what most are, as in sparse codebooks, or else the middle if their mean is about there.
     """
     alphabet, half = 1 << bits, 1 << (bits - 1)
-    counts = np.bincount(raw, minlength=alphabet)
+    counts = occurrences(raw, alphabet)
     zero, centre = 0 if signed else half, float(half)
     if not signed and len(raw):
         most, mean = int(counts.argmax()), float(counts @ np.arange(alphabet)) / len(raw)

@@ -7,13 +7,14 @@ coding with asymmetric numeral systems"); what it is given are whole numbers, so
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import constriction
 import numpy as np
 
-from gossamer.archive.reader import PRECISION, STEPS, TOP, frequencies
+from gossamer.archive.reader import PRECISION, STEPS, TOP, WEIGHTS, frequencies
 
 OPTIONS = (2, 4)
 FLOORS = (1.0, 0.5, 0.0)  # of the largest frequency: those of all that occur, where others between them do not
@@ -21,6 +22,7 @@ SLOPES = (4, 6, 8, 12, 16, 24, 32, 48, 64)
 SLOPE = 16  # that entries are fitted with
 TABLE_BITS = 40.0  # what a table takes beside its entries
 ENTRY_BITS = 0.4  # of an entry like the one before
+NORMED = 16  # symbols after which the least cost is 0 again, so that float32 tells costs apart
 
 
 class Written(NamedTuple):
@@ -36,13 +38,18 @@ def written(counts: np.ndarray, coarse: int) -> Written:
     used = np.flatnonzero(counts)
     if not len(used):
         return Written(len(counts), 0, np.full(1, coarse, np.int64))
-    part = counts[used[0] : used[-1] + 1].astype(np.float64)
+    return Written(len(counts), int(used[0]), _entries(counts[None, used[0] : used[-1] + 1], coarse)[0])
+
+
+def _entries(counts_TA: np.ndarray, coarse: int) -> np.ndarray:
+    """Of several tables, each of which has a symbol that occurs; 0 for those that do not (tables, alphabet)."""
     with np.errstate(divide="ignore"):
-        octaves = np.log2(part / part.max()) * STEPS / coarse
+        octaves_TA = np.log2(counts_TA / counts_TA.max(axis=1, keepdims=True)) * (STEPS / coarse)
     top = TOP // coarse
-    entries = np.where(part > 0, np.clip(np.round(octaves + top), 1, top), 0).astype(np.int64)
-    entries[part > 0] -= entries[part > 0].min() - 1  # only differences count, and the first entry is a step too
-    return Written(len(counts), int(used[0]), entries * coarse)
+    entries_TA = np.clip(np.round(octaves_TA + top), 1, top)  # only differences count, and the first entry is a step
+    lowest_T = np.min(entries_TA, axis=1, keepdims=True, where=counts_TA > 0, initial=top) - 1
+    found: np.ndarray = np.where(counts_TA > 0, (entries_TA - lowest_T) * coarse, 0).astype(np.int64)
+    return found
 
 
 def smoothed(every: Sequence[np.ndarray], coarse: int) -> list[np.ndarray]:
@@ -51,19 +58,21 @@ def smoothed(every: Sequence[np.ndarray], coarse: int) -> list[np.ndarray]:
     Either all symbols between the first and the last that occur have an entry, or only those that occur.
     """
     found = list(every)
-    sizes = {len(counts) for counts in every}
-    for size in sizes:
-        places = [place for place, counts in enumerate(every) if len(counts) == size]
-        full = _fitted(np.array([every[place] for place in places]), coarse)
-        for place, between in zip(places, full, strict=True):
-            counts = every[place]
-            used = counts > 0
-            tables = [between]
-            if 1 < used.sum() < len(used) - np.argmax(used) - np.argmax(used[::-1]):
-                tables += [used * np.maximum(counts, counts.max() * floor) for floor in FLOORS]
-            found[place] = (
-                tables[0] if len(tables) == 1 else min(tables, key=lambda one: _bits(every[place], one, coarse))
-            )
+    for size in {len(counts) for counts in every}:
+        places = [place for place, counts in enumerate(every) if len(counts) == size and counts.any()]
+        if not places:
+            continue
+        counts_TA = np.array([every[place] for place in places], np.float64)
+        best_TA = _fitted(counts_TA, coarse)
+        gaps = np.flatnonzero(((counts_TA > 0) != (best_TA > 0)).any(axis=1))
+        if len(gaps):
+            mine_TA = counts_TA[gaps]
+            floors_TA = [mine_TA.max(axis=1, keepdims=True) * floor * (mine_TA > 0) for floor in FLOORS]
+            tried_CTA = np.stack([best_TA[gaps], *(np.maximum(mine_TA, floor_TA) for floor_TA in floors_TA)])
+            cheapest_T = np.argmin([_bits(mine_TA, each_TA, coarse) for each_TA in tried_CTA], axis=0)
+            best_TA[gaps] = tried_CTA[cheapest_T, np.arange(len(gaps))]
+        for place, best_A in zip(places, best_TA, strict=True):
+            found[place] = best_A
     return found
 
 
@@ -79,44 +88,64 @@ def price(counts_GA: np.ndarray) -> np.ndarray:
     return found
 
 
-def _bits(counts: np.ndarray, weights: np.ndarray, coarse: int) -> float:
-    table = written(weights, coarse)
-    steps = folded_steps([table], coarse)
-    return float((counts * code_lengths(table)).sum() + ENTRY_BITS * len(steps) + (SLOPE / STEPS) * steps.sum())
+def _bits(counts_TA: np.ndarray, weights_TA: np.ndarray, coarse: int) -> np.ndarray:
+    """Of each table, and of what is coded with it, about."""
+    entries_TA = _entries(weights_TA, coarse)
+    shares_TA = WEIGHTS[entries_TA] / WEIGHTS[entries_TA].sum(axis=1, keepdims=True)
+    used_TA = entries_TA > 0
+    between_TA = np.maximum.accumulate(used_TA, axis=1) & np.maximum.accumulate(used_TA[:, ::-1], axis=1)[:, ::-1]
+    steps_TA = np.diff(entries_TA, axis=1, prepend=0) // coarse
+    folded_TA = between_TA * np.where(steps_TA >= 0, 2 * steps_TA, -2 * steps_TA - 1)
+    symbols_T = (counts_TA * -np.log2(np.maximum(shares_TA, 2.0**-PRECISION))).sum(axis=1)
+    bits_T: np.ndarray = symbols_T + ENTRY_BITS * between_TA.sum(axis=1) + SLOPE / STEPS * folded_TA.sum(axis=1)
+    return bits_T
 
 
 def _fitted(counts_TA: np.ndarray, coarse: int) -> np.ndarray:
     """Frequencies (tables, alphabet) of the least sum of entry bits and symbol bits.
 
     Steps from entry to entry cost what their size is; that makes this a fused lasso over the logarithms (Tibshirani et
-    al. 2005), solved exactly by dynamic programming over all levels that entries can have, all tables at once.
+    al. 2005), solved exactly by dynamic programming over all levels that entries can have: of all tables at once, and
+    of each from both ends to the middle. There are two symbols or more.
     """
     totals_T = counts_TA.sum(axis=1)
     tables, alphabet = counts_TA.shape
     reach = min(TOP, int(STEPS * (np.log2(max(totals_T.max(), 1)) + 4)))
-    octaves_L = -np.arange(reach // coarse) * (coarse / STEPS)
-    step = 2 * SLOPE / STEPS  # bits
-    ramp_L = step * np.arange(len(octaves_L))
-    best_TL = np.zeros((tables, len(octaves_L)))
-    price_TL = totals_T[:, None] * np.exp2(octaves_L) / np.log(2)
-    kept = np.empty((alphabet, tables, len(octaves_L)), np.float32)
-    for at in range(alphabet):
-        if at:  # the cheapest step to each level: from above, then from below
-            best_TL = np.minimum.accumulate(best_TL - ramp_L, axis=1) + ramp_L
-            best_TL = np.minimum.accumulate((best_TL + ramp_L)[:, ::-1], axis=1)[:, ::-1] - ramp_L
-        best_TL = best_TL + price_TL - counts_TA[:, at, None] * octaves_L
-        best_TL -= best_TL.min(axis=1, keepdims=True)
-        kept[at] = best_TL
-    found = np.empty((alphabet, tables), np.int64)
-    found[-1] = kept[-1].argmin(axis=1)
-    for at in range(alphabet - 2, -1, -1):
-        jump_TL = step * np.abs(np.arange(len(octaves_L)) - found[at + 1][:, None])
-        found[at] = (kept[at] + jump_TL).argmin(axis=1)
-    weights_TA: np.ndarray = np.exp2(octaves_L[found]).T
+    octaves_L = -np.arange(reach // coarse, dtype=np.float32) * np.float32(coarse / STEPS)
+    ramp_L = np.float32(2 * SLOPE / STEPS) * np.arange(len(octaves_L), dtype=np.float32)  # bits
+    cost_ATL = counts_TA.T.astype(np.float32)[:, :, None] * -octaves_L
+    cost_ATL += totals_T.astype(np.float32)[:, None] * (np.exp2(octaves_L) / np.float32(np.log(2)))
+    half = alphabet // 2
+    best_HSL = np.concatenate([cost_ATL[:half], cost_ATL[: -half - 1 : -1]], axis=1)  # S: tables from either side
+    for at, (before_SL, now_SL) in enumerate(pairwise(best_HSL)):
+        if at % NORMED == 0:
+            before_SL -= np.minimum.reduce(before_SL, axis=1, keepdims=True)
+        now_SL += _reached(before_SL, ramp_L)
+    middle_TL = _reached(best_HSL[-1], ramp_L).reshape(2, tables, -1).sum(axis=0)
+    if alphabet % 2:
+        middle_TL += cost_ATL[half]
+    level_T = middle_TL.argmin(axis=1)
+    jump_LL, level_S, found_HS = np.abs(ramp_L - ramp_L[:, None]), np.tile(level_T, 2), []
+    for best_SL in best_HSL[::-1]:
+        level_S = (best_SL + jump_LL[level_S]).argmin(axis=1)
+        found_HS.append(level_S)
+    left_HT, right_HT = np.split(np.array(found_HS), 2, axis=1)
+    found_AT = np.concatenate([left_HT[::-1], level_T[None, :][: alphabet % 2], right_HT])
+    weights_TA: np.ndarray = np.exp2(octaves_L[found_AT].astype(np.float64)).T
     used_TA = counts_TA > 0
     weights_TA *= np.maximum.accumulate(used_TA, axis=1) & np.maximum.accumulate(used_TA[:, ::-1], axis=1)[:, ::-1]
     weights_TA *= totals_T[:, None] / np.maximum(weights_TA.sum(axis=1, keepdims=True), 1e-300)
     return weights_TA
+
+
+def _reached(best_SL: np.ndarray, ramp_L: np.ndarray) -> np.ndarray:
+    """The least cost of each level by one step: from above, then from below."""
+    found_SL: np.ndarray = best_SL - ramp_L
+    np.minimum.accumulate(found_SL, 1, None, found_SL)
+    found_SL += 2 * ramp_L
+    np.minimum.accumulate(found_SL[:, ::-1], 1, None, found_SL[:, ::-1])
+    found_SL -= ramp_L
+    return found_SL
 
 
 def restored(table: Written) -> np.ndarray:
@@ -141,27 +170,32 @@ def folded_steps(tables: Sequence[Written], coarse: int) -> np.ndarray:
 def coded_tables(tables: Sequence[Written], coarse: int) -> tuple[int, bytes]:
     """The slope of the distribution that codes them in fewest bits, and the bytes."""
     steps = folded_steps(tables, coarse)
-    counts = np.bincount(steps, minlength=2 * TOP + 2)
-    slope = min(SLOPES, key=lambda one: float(counts @ _step_lengths(one)))
+    slope = int(SLOPES[_step_bits(steps).argmin()])
     coder = Encoder()
     coder.encode(steps, _step_frequencies(slope))
     return slope, coder.to_bytes()
 
 
-def bits_of_tables(counts: Sequence[np.ndarray], coarse: int) -> float:
-    """What the tables of these counts take, and what is coded with them."""
-    tables = [written(each, coarse) for each in counts]
+def bits_of_tables(counts: Sequence[np.ndarray], tables: Sequence[Written], coarse: int) -> float:
+    """What tables take, and what so many symbols of each take with them."""
     coded = sum(float((each * code_lengths(table)).sum()) for each, table in zip(counts, tables, strict=True))
-    return coded + 8 * len(coded_tables(tables, coarse)[1])
+    return coded + float(_step_bits(folded_steps(tables, coarse)).min())
+
+
+def _step_bits(steps: np.ndarray) -> np.ndarray:
+    """Of all steps together, with each of the slopes."""
+    bits: np.ndarray = _step_lengths() @ np.bincount(steps, minlength=2 * TOP + 2)
+    return bits
 
 
 def _step_frequencies(slope: int) -> np.ndarray:
     return frequencies(np.maximum(TOP - slope * np.arange(2 * TOP + 2), 1))
 
 
-@lru_cache
-def _step_lengths(slope: int) -> np.ndarray:
-    lengths: np.ndarray = PRECISION - np.log2(_step_frequencies(slope).astype(np.float64))
+@cache
+def _step_lengths() -> np.ndarray:
+    """Bits of each step (slopes, steps)."""
+    lengths: np.ndarray = PRECISION - np.log2([_step_frequencies(slope) for slope in SLOPES])
     return lengths
 
 

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import numpy as np
 
+MANY = 1 << 18  # bytes, from which on they are counted in pairs
+
 
 def entropy_bits(integers: np.ndarray) -> float:
     """Of all integers together at their order-0 entropy: what a static code takes, without its table."""
     if not integers.size:
         return 0.0
+    if integers.dtype.itemsize == 1:
+        return entropy_of(occurrences(integers.ravel().view(np.uint8), 256))
     whole = integers.astype(np.intp).ravel()
-    counts = np.bincount(whole - whole.min())
+    return entropy_of(np.bincount(whole - whole.min()))
+
+
+def entropy_of(counts: np.ndarray) -> float:
+    """Bits of numbers that occur so often."""
     counts = counts[counts > 0]
     return float((counts * np.log2(counts.sum() / counts)).sum())
+
+
+def occurrences(symbols: np.ndarray, alphabet: int) -> np.ndarray:
+    """How often each symbol below `alphabet` occurs, int64; bytes in pairs, which takes a third of the time."""
+    if symbols.dtype != np.uint8 or len(symbols) < MANY or not symbols.flags.c_contiguous:
+        return np.bincount(symbols, minlength=alphabet)
+    pairs = np.bincount(symbols[: len(symbols) // 2 * 2].view(np.uint16), minlength=1 << 16).reshape(256, 256)
+    counts: np.ndarray = pairs.sum(axis=0) + pairs.sum(axis=1)
+    counts[symbols[-1]] += len(symbols) % 2
+    return counts[:alphabet]

@@ -1,8 +1,8 @@
 """The training bench's networks with most of their weights zero, and packed.
 
 They come in float from `training.py`'s cache, and are trained as `gossamer train --constraint sparse:R --removal
-gradual` does it, taught by labels and themselves; but that the validation part chooses the epoch. Two files a point:
-floats that are left, and 16 shared values.
+gradual` does it, taught by labels and by the float network; but that the validation part chooses the epoch. Each point
+begins where the one before ended. Two files a point: floats that are left, and 16 shared values.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from records_tables import change, spread
 from training_cases import FULL, QUICK, Case, Effort
 
 POINTS = {"demo": (0.95,), "resnet8": (0.9, 0.95, 0.98)}  # of all weights, zeros
-EPOCHS = {"demo": 24, "resnet8": 10}
+EPOCHS = {"demo": (14,), "resnet8": (6, 5, 5)}
 SHARED_EPOCHS = 2
 SAMPLES = 55_000
 OPTIONS = Options(batch=128, rate=1e-2, precision="bfloat16" if training_nets.HALVED else "float32", device="cpu")
@@ -53,14 +53,19 @@ SHARE = "codebook:16"
 
 def print_part(net: str, seeds: int, quick: bool) -> None:
     """One network at each of its shares of zeros."""
-    effort, epochs = (QUICK, 1) if quick else (FULL, EPOCHS[net])
+    effort, epochs = (QUICK, (1,) * len(POINTS[net])) if quick else (FULL, EPOCHS[net])
     by_seed = [Case(net, seed, effort) for seed in range(seeds)]
     rows = [training.Row("float", [training_cases.floated(case) for case in by_seed])]
-    for zeros in POINTS[net]:
-        for share in ("", SHARE):
-            made = [packed(case, zeros, epochs, share) for case in by_seed]
-            files = [training_cases.Made(each.path, each.facts) for each in made]
-            rows.append(training.Row(f"{zeros:.0%} zeros{', ' + share if share else ''}", files))
+    points: dict[tuple[float, str], list[training_cases.Made]] = {}  # seed by seed, so that some are whole early
+    for case in by_seed:
+        before = Made(training_cases.floated(case).path.parent, {"cpu_s": 0.0})
+        for zeros, each in zip(POINTS[net], epochs, strict=True):
+            before = sparse(case, before, zeros, each)
+            for share in ("", SHARE):
+                made = packed(case, before, zeros, share)
+                points.setdefault((zeros, share), []).append(training_cases.Made(made.path, made.facts))
+    for (zeros, share), files in points.items():
+        rows.append(training.Row(f"{zeros:.0%} zeros{', ' + share if share else ''}", files))
     print(f"## {net} on fashion, sparse: {seeds} seeds, {epochs} epochs of {samples_of(by_seed[0]):,} images\n")
     print("| | accuracy (lowest-highest) | to float, points (95 %) | bytes | smaller | CPU s |")
     print("|---" * 6 + "|")
@@ -77,29 +82,28 @@ def samples_of(case: Case) -> int:
 # --- made once
 
 
-def sparse(case: Case, zeros: float, epochs: int) -> Made:
-    """Zeros that appear in the first half of training."""
+def sparse(case: Case, before: Made, zeros: float, epochs: int) -> Made:
+    """Zeros that appear in the first half of training; CPU seconds are those of all points so far."""
     options = msgspec.structs.replace(OPTIONS, epochs=epochs, seed=case.seed)
-    key = key_of(case, zeros, repr(options))
+    key = key_of(case, before.folder.name, zeros, repr(options))
     checkpoint = fetch.cache() / "records" / f"sparse-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}.safetensors"
 
     def fill(folder: Path) -> None:
         begin = time.process_time()
-        model = normalise(read(training_cases.floated(case).path))
+        model = normalise(read(before.path))
         course = course_of(case, model, options, checkpoint)
         outcome, _ = in_stages(model, course, options, Formed(f"sparse:{zeros!r}", removal="gradual"), folder)
         save(outcome.model, folder / "model.onnx")
         checkpoint.unlink()
         trained = outcome.trained
         told = {"best": trained.best_epoch, "epochs": [epoch.right for epoch in trained.epochs]}
-        write_facts(folder, {**told, "cpu_s": time.process_time() - begin})
+        write_facts(folder, {**told, "cpu_s": time.process_time() - begin + before.facts["cpu_s"]})
 
     return made_once("sparse", key, fill)
 
 
-def shared(case: Case, zeros: float, epochs: int, share: str) -> Made:
+def shared(case: Case, first: Made, zeros: float, share: str) -> Made:
     """Values shared behind that, and trained; without a share what there is."""
-    first = sparse(case, zeros, epochs)
     if not share:
         return first
     options = msgspec.structs.replace(OPTIONS, epochs=SHARED_EPOCHS, seed=case.seed, rate=SHARED_RATE)
@@ -119,9 +123,9 @@ def shared(case: Case, zeros: float, epochs: int, share: str) -> Made:
     return made_once("sparse-shared", [first.folder.name, share, repr(options), records_cases.recipe()], fill)
 
 
-def packed(case: Case, zeros: float, epochs: int, share: str) -> Made:
+def packed(case: Case, first: Made, zeros: float, share: str) -> Made:
     """The same, folded, without dead channels, and packed: `model.goss` lies beside `model.onnx`."""
-    made = shared(case, zeros, epochs, share)
+    made = shared(case, first, zeros, share)
     steps = records_cases.FINISH if share else records_cases.FINISH[1:]
 
     def fill(folder: Path) -> None:

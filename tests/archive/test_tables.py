@@ -90,14 +90,14 @@ def test_smoothed_tables_cost_less_in_all_than_counts_as_they_are(total: int, sc
 @pytest.mark.parametrize("counts", [[40, 300], [40, 3, 300], [7, 90, 2, 300], [0, 500, 8]])
 def test_the_fit_is_the_best_of_all_tables(counts: list[int]) -> None:
     """Of few symbols and few levels all tables can be tried; two steps between entries cost as much as one of two."""
-    from gossamer.archive.tables import SLOPE, STEPS, _fitted
+    from gossamer.archive.tables import SLOPE_OF_SMALL, STEPS, _fitted
 
     array, coarse = np.array(counts), 16
     used = array > 0
     found = np.log2(_fitted(array[None], coarse)[0][used])
 
     def cost(octaves: np.ndarray) -> float:
-        steps = 2 * SLOPE / STEPS * np.abs(np.diff(octaves)).sum()
+        steps = 2 * SLOPE_OF_SMALL / STEPS * np.abs(np.diff(octaves)).sum()
         return float(steps + array.sum() * np.exp2(octaves).sum() / np.log(2) - (array * octaves).sum())
 
     levels = -np.arange(12.0)

@@ -142,7 +142,7 @@ def inspect_archive(archive: str | Path, base: str | Path | None = None) -> Arch
     Raises:
         ArchiveError: see `unpack_file`.
     """
-    from gossamer.archive.pack import weights_in
+    from gossamer.archive.sources import weights_in
 
     data, before = _read(Path(archive)), None if base is None else _model_bytes(Path(base))
     try:

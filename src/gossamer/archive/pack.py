@@ -6,31 +6,29 @@ import lzma
 import re
 from collections.abc import Sequence
 from hashlib import sha256
-from math import gcd, lcm, prod
+from math import gcd, lcm
 from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
 
 from gossamer.archive.contexts import Choice, family
-from gossamer.archive.neighbours import Fitted, filtered, kernels_of
+from gossamer.archive.neighbours import Fitted, filtered
 from gossamer.archive.reader import (
     CLASSED,
     CONSTANT,
     FLOATS,
-    INTEGERS,
     MAGIC,
     PHRASES,
     PLANES,
     RAW,
     VERSION,
-    WORDS,
     Plane,
     coded_in_runs,
 )
 from gossamer.archive.runs import encode_gaps, encode_numbers, gapped
-from gossamer.archive.spans import Span, spans
-from gossamer.archive.symbols import Symbols, Taken, kind_of, taken
+from gossamer.archive.sources import Source, sources_of, weights_in
+from gossamer.archive.symbols import Symbols, Taken
 from gossamer.archive.tables import (
     OPTIONS,
     Encoder,
@@ -44,8 +42,6 @@ from gossamer.archive.tables import (
 )
 from gossamer.arith.entropy import entropy_of, occurrences
 
-SMALL_BYTES = 2048  # tensors below that are put together
-TINY_BYTES = 16  # and below that they stay where they are
 CHUNK_BYTES = 1 << 22  # of a large tensor that are coded together
 WORTH = 0.995  # of the bytes as they are: what coding must come to
 LITTLE_BYTES = 1 << 15  # of an index, below which LZMA better looks at no byte before
@@ -86,16 +82,6 @@ class Packed(NamedTuple):
     order0_bits: float
 
 
-class _Source(NamedTuple):
-    """A stream before it is coded: its tensors, their bytes one behind the other, and their symbols."""
-
-    members: list[Span]
-    data: bytes
-    taken: Taken
-    bases: list[int]
-    kernels: list[tuple[int, int]]
-
-
 class _Coding(NamedTuple):
     """How a plane is coded: what the index says of it, its scales, its symbols as they are coded, stage by stage."""
 
@@ -122,7 +108,7 @@ def pack(data: bytes, base: bytes | None = None) -> Packed:
     Raises:
         ModelError: not an ONNX file.
     """
-    sources = _sources(data, base)
+    sources = sources_of(data, base)
     planes = [plane for source in sources for plane in source.taken.planes]
     codings, counted, filters = _codings(sources)
     counts = smoothed(counted, OPTIONS[1])
@@ -133,7 +119,7 @@ def pack(data: bytes, base: bytes | None = None) -> Packed:
     frequencies = [restored(table) for table in tables]
     index, sections, at = _index_of_tables(tables, slope, coarse), [], 0
     index += _number(len(filters)) + b"".join(map(_filter, filters)) + _number(len(sources))
-    spent: list[tuple[_Source, int]] = []
+    spent: list[tuple[Source, int]] = []
     for source in sources:
         own = codings[at : at + len(source.taken.planes)]
         at += len(own)
@@ -161,84 +147,10 @@ def pack(data: bytes, base: bytes | None = None) -> Packed:
     )
 
 
-# --- what becomes a stream
-
-
-def _sources(data: bytes, base: bytes | None) -> list[_Source]:
-    """Large tensors by themselves, small ones of a kind together."""
-    every = spans(data)
-    found = [span for span in every if span.length >= TINY_BYTES and kind_of(span) is not None]
-    before = {} if base is None else {(span.name, span.data_type, span.shape): span for span in spans(base)}
-    groups: dict[object, list[Span]] = {}
-    for place, span in enumerate(found):
-        small = span.length < SMALL_BYTES and base is None
-        groups.setdefault((kind_of(span), span.data_type, _kernel(span.shape)) if small else place, []).append(span)
-    shapes = {span.name: _shape_in(data, span) for span in every if span.name.endswith("_shape")}
-    sources = []
-    for members in groups.values():
-        raw = b"".join(data[span.offset : span.offset + span.length] for span in members)
-        whole = members[0] if len(members) == 1 else _together(members)
-        plain = taken(raw, whole, shapes)
-        if plain is None:
-            continue
-        integers = plain.kind in (INTEGERS, PLANES)
-        source = _Source(members, raw, plain, [0] * len(members), _kernels(whole, plain) if integers else [])
-        old = before.get((whole.name, whole.data_type, whole.shape))
-        if base is not None and old is not None and old.length == whole.length:
-            source = _shorter(source, _against(source, base, old))
-        sources.append(source)
-    return sources
-
-
-def _kernel(shape: Sequence[int]) -> tuple[int, ...]:
-    """Of a tensor whose shape says it."""
-    return tuple(shape[2:]) if len(shape) > 2 and prod(shape[2:]) > 1 else ()
-
-
-def _together(members: Sequence[Span]) -> Span:
-    """Small tensors one behind the other, in rows of a kernel if they have the same."""
-    kernel = _kernel(members[0].shape)
-    size = sum(span.size for span in members)
-    length = sum(span.length for span in members)
-    return Span(0, length, members[0].data_type, (size // prod(kernel), 1, *kernel) if kernel else (size,), "")
-
-
-def _kernels(span: Span, found: Taken) -> list[tuple[int, int]]:
-    """That the tensor may have; of bit planes the shape says nothing."""
-    width = found.planes[0].width
-    sizes = kernels_of(span.shape if found.kind == INTEGERS else (), width)
-    return [one for one in sizes if len(found.planes[0].values) % prod(one) == 0]
-
-
-def _shape_in(data: bytes, span: Span) -> tuple[int, ...]:
-    if span.data_type != 7 or span.length % 8 or span.length > 64:
-        return ()
-    return tuple(np.frombuffer(data[span.offset : span.offset + span.length], "<i8").tolist())
-
-
-def _against(source: _Source, base: bytes, old: Span) -> _Source:
-    """A tensor as steps from another version of it: differences of its items as integers, the sign at the bottom."""
-    unit = 1 if source.taken.kind == INTEGERS else source.taken.unit
-    unit = unit if unit in (1, 2, 4, 8) and len(source.data) % unit == 0 else 1
-    now, then = (np.frombuffer(part, f"<u{unit}") for part in (source.data, base[old.offset : old.offset + old.length]))
-    step = (now - then).view(f"<i{unit}")
-    folded = ((step << 1) ^ (step >> (8 * unit - 1))).view(f"<u{unit}")
-    raw = folded.astype(f"<u{unit}").view(np.uint8).reshape(-1, unit)
-    width = max(source.taken.planes[0].width, 1)
-    width = width if len(folded) % width == 0 else 1
-    level = np.arange(256, dtype=np.float32)
-    planes = [Symbols(np.ascontiguousarray(raw[:, place]), width, level) for place in range(unit - 1, -1, -1)]
-    return _Source(source.members, source.data, Taken(WORDS, unit, 0, b"", tuple(planes)), [old.offset + 1], [])
-
-
-def _shorter(plain: _Source, other: _Source) -> _Source:
-    return min((plain, other), key=lambda source: sum(entropy_of(plane.counts) for plane in source.taken.planes))
-
-
 # --- how its planes are coded
 
 
-def _codings(sources: Sequence[_Source]) -> tuple[list[_Coding], list[np.ndarray], list[_Filter]]:
+def _codings(sources: Sequence[Source]) -> tuple[list[_Coding], list[np.ndarray], list[_Filter]]:
     """Each plane's coding, the counts of all tables, and the filters."""
     every = [(source, place) for source in sources for place in range(len(source.taken.planes))]
     codings = [_plain(source.taken.planes[place]) for source, place in every]
@@ -280,7 +192,7 @@ def _plain(plane: Symbols) -> _Coding:
 # --- bytes
 
 
-def _chunks(source: _Source, own: Sequence[_Coding]) -> list[tuple[int, slice]]:
+def _chunks(source: Source, own: Sequence[_Coding]) -> list[tuple[int, slice]]:
     """The bytes that each chunk gives, and its items: only whole rows and kernels."""
     whole, items = len(source.data), len(source.taken.planes[0].values)
     if max(whole, items) <= CHUNK_BYTES:
@@ -369,7 +281,7 @@ def _filter(filter: _Filter) -> bytes:
     return b"".join([*parts, _number(len(filter.thresholds)), *map(_number, filter.thresholds)])
 
 
-def _stream(source: _Source, planes: Sequence[Plane], chunks: int) -> bytes:
+def _stream(source: Source, planes: Sequence[Plane], chunks: int) -> bytes:
     found = source.taken
     parts = [_number(found.kind), _number(found.unit), _number(found.low)]
     if found.values:
@@ -385,7 +297,7 @@ def _stream(source: _Source, planes: Sequence[Plane], chunks: int) -> bytes:
     return b"".join([*parts, _number(chunks)])
 
 
-def _cuts(data: bytes, sources: Sequence[_Source]) -> tuple[bytes, bytes]:
+def _cuts(data: bytes, sources: Sequence[Source]) -> tuple[bytes, bytes]:
     """Where tensors go in what is left of the model without them, and this."""
     every = sorted(
         (span.offset, span.length, stream, base)
@@ -434,11 +346,6 @@ def _signed(value: int) -> bytes:
     return _number(2 * value if value >= 0 else -2 * value - 1)
 
 
-def weights_in(span: Span, kind: int, unit: int) -> int:
-    """How many weights a tensor holds; in bit planes not as many as its shape says."""
-    return span.length * 8 // unit if kind == PLANES else span.size
-
-
-def _tensors(source: _Source, coded_bytes: int) -> list[Tensor]:
+def _tensors(source: Source, coded_bytes: int) -> list[Tensor]:
     total = max(len(source.data), 1)
     return [Tensor(span.name, span.size, span.length, coded_bytes * span.length / total) for span in source.members]

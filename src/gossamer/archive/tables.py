@@ -19,7 +19,8 @@ from gossamer.archive.reader import PRECISION, STEPS, TOP, WEIGHTS, frequencies
 OPTIONS = (2, 4)
 FLOORS = (1.0, 0.5, 0.0)  # of the largest frequency: those of all that occur, where others between them do not
 SLOPES = (4, 6, 8, 12, 16, 24, 32, 48, 64)
-SLOPE = 16  # that entries are fitted with
+SMALL_ALPHABET = 32
+SLOPE_OF_SMALL, SLOPE_OF_LARGE = 8, 24  # that entries are fitted with
 TABLE_BITS = 40.0  # what a table takes beside its entries
 ENTRY_BITS = 0.4  # of an entry like the one before
 NORMED = 16  # symbols after which the least cost is 0 again, so that float32 tells costs apart
@@ -97,8 +98,15 @@ def _bits(counts_TA: np.ndarray, weights_TA: np.ndarray, coarse: int) -> np.ndar
     steps_TA = np.diff(entries_TA, axis=1, prepend=0) // coarse
     folded_TA = between_TA * np.where(steps_TA >= 0, 2 * steps_TA, -2 * steps_TA - 1)
     symbols_T = (counts_TA * -np.log2(np.maximum(shares_TA, 2.0**-PRECISION))).sum(axis=1)
-    bits_T: np.ndarray = symbols_T + ENTRY_BITS * between_TA.sum(axis=1) + SLOPE / STEPS * folded_TA.sum(axis=1)
+    bits_T: np.ndarray = (
+        symbols_T + ENTRY_BITS * between_TA.sum(axis=1) + _slope(counts_TA.shape[1]) / STEPS * folded_TA.sum(axis=1)
+    )
     return bits_T
+
+
+def _slope(alphabet: int) -> int:
+    """Steps between the entries of few symbols are larger, and so are to be dear for many alone."""
+    return SLOPE_OF_SMALL if alphabet <= SMALL_ALPHABET else SLOPE_OF_LARGE
 
 
 def _fitted(counts_TA: np.ndarray, coarse: int) -> np.ndarray:
@@ -112,7 +120,7 @@ def _fitted(counts_TA: np.ndarray, coarse: int) -> np.ndarray:
     tables, alphabet = counts_TA.shape
     reach = min(TOP, int(STEPS * (np.log2(max(totals_T.max(), 1)) + 4)))
     octaves_L = -np.arange(reach // coarse, dtype=np.float32) * np.float32(coarse / STEPS)
-    ramp_L = np.float32(2 * SLOPE / STEPS) * np.arange(len(octaves_L), dtype=np.float32)  # bits
+    ramp_L = np.float32(2 * _slope(alphabet) / STEPS) * np.arange(len(octaves_L), dtype=np.float32)  # bits
     cost_ATL = counts_TA.T.astype(np.float32)[:, :, None] * -octaves_L
     cost_ATL += totals_T.astype(np.float32)[:, None] * (np.exp2(octaves_L) / np.float32(np.log(2)))
     half = alphabet // 2

@@ -89,6 +89,13 @@ def build(repeats: int = 1) -> tuple[nn.Module, dict[str, np.ndarray]]:
     return net, {name: array[held] for name, array in arrays.items()}
 
 
+def others(known: np.ndarray) -> dict[str, np.ndarray]:
+    """All sentences but those with these ids (N, LENGTH); the head was fitted on most of them, to labels."""
+    arrays, seen = tokenised(*sentences()), {row.tobytes() for row in known}
+    new = np.array([row.tobytes() not in seen for row in arrays["input_ids"]])
+    return {name: array[new] for name, array in arrays.items()}
+
+
 def sentences() -> tuple[list[str], np.ndarray]:
     """Distinct film-review sentences, and 1 where people rated them above zero, 0 where below."""
     lines = (fetch.ratings() / "movieReviewSnippets_GroundTruth.txt").read_text("utf-8", "replace").splitlines()

@@ -3,7 +3,7 @@
     python bench/download.py [--nets demo,digits,lite0,minilm] [--series ours,nncodec,stored,uniform] [--predicted 8,14]
 
 Every file begins with constants and norms folded, and what is judged lies in `judge.npz`, which no solver saw. MiniLM
-is heard on all other sentences besides, as 1 % of agreement is 10 % of the bytes; accuracy is that of `judge.npz` alone.
+is heard on all other sentences besides (1 % of agreement is 10 % of the bytes); accuracy is that of `judge.npz` alone.
 
 - ours: the ledger of archives, solved in order, biases corrected, packed. Predictions of 8, 12, ... 28 dB each lead to
   a limit in bytes, and that to a plan. Bytes are those of the whole archive.

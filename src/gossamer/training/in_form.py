@@ -138,7 +138,7 @@ def _with_channels_last(module: fx.GraphModule) -> fx.GraphModule:
     """The same numbers, laid out so that convolutions take a tenth to a half less time on processors."""
     for parameter in module.parameters():
         if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)  # also with one input channel
     return module
 
 

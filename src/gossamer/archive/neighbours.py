@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -103,14 +104,17 @@ def _moments(plane: Symbols, taps: int) -> np.ndarray:
 
 
 def _weights(moments_TT: np.ndarray, stages: np.ndarray) -> np.ndarray:
-    """Least squares of each tap on those of earlier stages, in whole sixteenths."""
-    found = np.zeros(moments_TT.shape)
-    ridged_TT = moments_TT + np.eye(len(stages)) * (RIDGE * np.trace(moments_TT) + 1e-9)
-    for stage in np.unique(stages)[1:]:
-        now, before = np.flatnonzero(stages == stage), np.flatnonzero(stages < stage)
-        solved = np.linalg.solve(ridged_TT[np.ix_(before, before)], moments_TT[np.ix_(before, now)])
-        found[np.ix_(now, before)] = solved.T
-    rounded: np.ndarray = np.clip(np.round(found * UNIT), -LARGEST, LARGEST)
+    """Least squares of each tap on those of earlier stages, in whole sixteenths; one Cholesky factor serves all."""
+    order = np.argsort(stages, kind="stable")
+    ridge = RIDGE * np.trace(moments_TT) + 1e-9
+    lower_TT = np.linalg.cholesky(moments_TT[order][:, order] + ridge * np.eye(len(stages)))
+    inverse_TT = np.linalg.inv(lower_TT)
+    found_TT = np.zeros(moments_TT.shape)
+    ends = np.searchsorted(stages[order], np.unique(stages), side="right").tolist()
+    for start, stop in pairwise(ends):
+        found_TT[start:stop, :start] = lower_TT[start:stop, :start] @ inverse_TT[:start, :start]
+    rounded = np.empty(moments_TT.shape)
+    rounded[np.ix_(order, order)] = np.clip(np.round(found_TT * UNIT), -LARGEST, LARGEST)
     return rounded
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gossamer.arith.damped import activation_order, column_worth, factor
+from gossamer.arith.entropy import best_step
 from gossamer.arith.moments import Moments
 
 AN_OCTAVE = 3  # steps that there are between one and twice as large: few, so that an archive writes them in few bits
@@ -41,13 +42,9 @@ class Worth(NamedTuple):
         return float(np.log2(self.each_GIT.mean() / evened_GIT.mean()) / 2)
 
     def step(self, bit_loss: float, by_input: bool) -> float:
-        """The step that is best where a bit is worth so much loss, all inputs sharing it, or times `steps_GI1`.
-
-        With many levels a step s costs s^2 / 12 of what an error of 1 costs, and saves log2(s) bits (Gish and Pierce,
-        1968).
-        """
+        """The step that is best where a bit is worth so much loss, all inputs sharing it, or times `steps_GI1`."""
         evened_GIT = self.each_GIT * np.square(self.steps_GI1.astype(np.float64)) if by_input else self.each_GIT
-        return float(np.sqrt(6 * bit_loss / (np.log(2) * evened_GIT.mean())))
+        return float(best_step(bit_loss, evened_GIT.mean()))
 
 
 def worth_of_inputs(moments: Moments, taps: int) -> Worth | None:

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from gossamer.arith.affine import SMALLEST_SCALE
-from gossamer.arith.entropy import entropy_bits
+from gossamer.arith.entropy import best_step, entropy_bits
 from gossamer.arith.lattice import Lattice, descend, round_in_order
 from gossamer.solvers.code_lengths import Prices, choose, priced, prices_of
 from gossamer.solvers.grid_problem import (
@@ -66,10 +66,9 @@ def total(point: Point, rate: float) -> float:
 def _coarser(problem: Problem, plain: Point, rate: float, around: np.ndarray) -> Point:
     """Scales to begin with: where the plain one is finer, the step that is worth its bits.
 
-    With many levels a uniform quantizer of step s loses s^2 / 12 and saves log2(s) bits a weight, so that the best step
-    at a rate depends on what an error costs and on nothing else (Gish and Pierce, 1968): rows of one layer share it.
-    Steps around it are judged without compensation, each unknown for itself. (Plain scales all coarser by one factor
-    were up to 11 % worse in the total, and seldom better.)
+    The best step at a rate depends on what an error costs and on nothing else (`best_step`): rows of one layer share
+    it. Steps around it are judged without compensation, each unknown for itself. (Plain scales all coarser by one
+    factor were up to 11 % worse in the total, and seldom better.)
     """
     worth, step = worth_of(problem), _step(problem, rate)
     zero = plain.scale * np.float64(2) ** problem.bits  # a step that leaves nothing but zeros
@@ -82,7 +81,7 @@ def _step(problem: Problem, rate: float) -> np.ndarray:
     """In the shape of the scales."""
     shape = problem.target_GKO.shape
     mean = pooled(problem, np.broadcast_to(worth_of(problem), shape)) / pooled(problem, np.ones(shape))
-    return np.asarray(np.sqrt(6 * rate / (np.log(2) * np.maximum(mean, np.finfo(np.float32).tiny))))
+    return best_step(rate, mean)
 
 
 def _alone(problem: Problem, at: Point, worth: np.ndarray, rate: float) -> Point:

@@ -149,7 +149,7 @@ def open_and_run(begin: float, way: str, path: str, sample: str) -> list[float]:
         def session() -> ort.InferenceSession:
             return ort.InferenceSession(path, options)
     elif way == "unpack":
-        from gossamer.archive.files import read_archive
+        from gossamer.archive.unpacking import read_archive
 
         imported = clocks()
         data = read_archive(Path(path))

@@ -14,8 +14,8 @@ from tests.quick import first_round_only, time_little
 
 import gossamer
 from gossamer import shrinking
-from gossamer.archive.files import read_archive
 from gossamer.archive.pack import pack
+from gossamer.archive.unpacking import read_archive
 from gossamer.errors import OptionError
 from gossamer.measuring.evidence import Evidence
 from gossamer.nouns.model import Model, to_bytes

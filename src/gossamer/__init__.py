@@ -11,7 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gossamer.archive.files import inspect_archive, pack_file, read_archive, unpack_file
+    from gossamer.archive.files import inspect_archive, pack_file, unpack_file
+    from gossamer.archive.unpacking import read_archive
     from gossamer.comparison import compare, measure, verify
     from gossamer.compression import apply, carry_out, compress, constraining, plan
     from gossamer.errors import GossamerError
@@ -57,7 +58,7 @@ _HOME = {
     "measure": "comparison",
     "pack_file": "archive.files",
     "plan": "compression",
-    "read_archive": "archive.files",
+    "read_archive": "archive.unpacking",
     "save": "nouns.model",
     "to_torch": "training.own_loop",
     "train_model": "training.command",

@@ -7,10 +7,10 @@ from time import perf_counter
 
 import msgspec
 
-from gossamer.archive import SUFFIX
-from gossamer.archive.reader import LIMIT_BYTES, MAGIC, pieces, read_header, read_index, unpack
+from gossamer.archive.reader import LIMIT_BYTES, pieces, read_header, read_index
 from gossamer.archive.spans import Span, outside, spans
 from gossamer.archive.tables import Decoder
+from gossamer.archive.unpacking import file_bytes, model_bytes, read_archive
 from gossamer.errors import ArchiveError, ModelError, OutputError
 from gossamer.nouns.model import write_file
 
@@ -87,12 +87,12 @@ def pack_file(model: str | Path, out: str | Path, base: str | Path | None = None
     from gossamer.archive.pack import pack  # who only reads need not wait for it
 
     begin = perf_counter()
-    data = _model_bytes(Path(model))
+    data = model_bytes(Path(model))
     _check_inside(data, Path(model))
     target = _target(out, model, base)
     packed, saved = pack(data), 0
     if base is not None:
-        update = pack(data, _model_bytes(Path(base)))
+        update = pack(data, model_bytes(Path(base)))
         saved = max(len(packed.data) - len(update.data), 0)
         packed = update if saved else packed
     write_file(target, packed.data)
@@ -122,20 +122,6 @@ def unpack_file(archive: str | Path, out: str | Path, base: str | Path | None = 
     return write_file(_target(out, archive, base), read_archive(archive, base, most))
 
 
-def read_archive(archive: str | Path | bytes, base: str | Path | None = None, most: int = LIMIT_BYTES) -> bytes:
-    """The bytes of the ONNX file that was packed.
-
-    Args:
-        archive: its file, or its bytes.
-
-    Raises:
-        ArchiveError: see `unpack_file`.
-    """
-    if isinstance(archive, bytes):
-        return _unpacked(Path("the archive"), archive, base, most)
-    return _unpacked(Path(archive), _read(Path(archive)), base, most)
-
-
 def inspect_archive(archive: str | Path, base: str | Path | None = None) -> Archive:
     """Where the bytes of an archive go, tensor by tensor.
 
@@ -144,7 +130,7 @@ def inspect_archive(archive: str | Path, base: str | Path | None = None) -> Arch
     """
     from gossamer.archive.sources import weights_in
 
-    data, before = _read(Path(archive)), None if base is None else _model_bytes(Path(base))
+    data, before = file_bytes(Path(archive)), None if base is None else model_bytes(Path(base))
     try:
         header = read_header(data)
         index = read_index(data, header, Decoder)
@@ -175,20 +161,6 @@ def inspect_archive(archive: str | Path, base: str | Path | None = None) -> Arch
     )
 
 
-def _model_bytes(path: Path) -> bytes:
-    """Of an ONNX file, or of the one in an archive, whatever its name."""
-    data = _read(path)
-    return _unpacked(path, data, None, LIMIT_BYTES) if data.startswith(MAGIC) else data
-
-
-def _unpacked(path: Path, data: bytes, base: str | Path | None, most: int) -> bytes:
-    before = None if base is None else _model_bytes(Path(base))
-    try:
-        return unpack(data, before, most, Decoder)
-    except ArchiveError as error:
-        raise ArchiveError(f"{path}: {error}") from None
-
-
 def _target(out: str | Path, *given: str | Path | None) -> Path:
     """Where to write; never onto what is read."""
     path = Path(out)
@@ -197,16 +169,6 @@ def _target(out: str | Path, *given: str | Path | None) -> Path:
     if any(one is not None and path.resolve() == Path(one).resolve() for one in given):
         raise OutputError(f"{path} is read as well, and would be lost; choose another -o")
     return path
-
-
-def _read(path: Path) -> bytes:
-    error = ArchiveError if path.suffix.lower() == SUFFIX else ModelError
-    if path.is_dir():
-        raise error(f"{path} is a folder; give the file")
-    try:
-        return path.read_bytes()
-    except OSError as problem:
-        raise error(f"{path} cannot be read: {problem.strerror or problem}; give the path of a file") from problem
 
 
 def _check_inside(data: bytes, path: Path) -> None:

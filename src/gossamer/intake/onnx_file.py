@@ -80,7 +80,7 @@ def read(source: Any) -> Model:
         if path.suffix.lower() == TFLITE_SUFFIX:
             return _converted(*convert_tflite(path), path.name)
         if is_archive(path):
-            from gossamer.archive.files import read_archive  # its coder is compiled, and few need it
+            from gossamer.archive.unpacking import read_archive  # its coder is compiled, and few need it
 
             return _checked(_decode(read_archive(path), path), path.name, None)
         return _checked(_parse(path), path.name, path)

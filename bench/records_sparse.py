@@ -1,9 +1,8 @@
 """The training bench's networks with most of their weights zero, and packed.
 
 They come in float from `training.py`'s cache, and are trained as `gossamer train --constraint sparse:R --removal
-gradual --average 0.999` does it, taught by labels and by the mean of three float networks; but that the validation part
-chooses the epoch. Each point begins where the one before ended. Two files a point: floats that are left, and 16 shared
-values.
+gradual` does it, taught by labels and by the float network; but that the validation part chooses the epoch. Each point
+begins where the one before ended. Two files a point: floats that are left, and 16 shared values.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +36,6 @@ from gossamer.training.lessons import Lessons
 from gossamer.training.options import Options
 from gossamer.training.spread import aims_by_layer
 from gossamer.training.stages import Formed, in_stages
-from gossamer.training.teacher import Voice
 from gossamer.training.teaching import Distillation, Parts, Student, teach
 from gossamer.training.watching import Watch
 from records_files import Made, made_once, write_facts
@@ -47,12 +44,9 @@ from training_cases import FULL, QUICK, Case, Effort
 
 POINTS = {"demo": (0.95,), "resnet8": (0.9, 0.95, 0.98)}  # of all weights, zeros
 EPOCHS = {"demo": (14,), "resnet8": (6, 5, 5)}
-TEACHERS = 3  # float networks of as many seeds
 SHARED_EPOCHS = 2
 SAMPLES = 55_000
-OPTIONS = Options(
-    batch=128, rate=1e-2, average=0.999, precision="bfloat16" if training_nets.HALVED else "float32", device="cpu"
-)
+OPTIONS = Options(batch=128, rate=1e-2, precision="bfloat16" if training_nets.HALVED else "float32", device="cpu")
 SHARED_RATE = 1e-3
 SHARE = "codebook:16"
 
@@ -147,27 +141,19 @@ def packed(case: Case, first: Made, zeros: float, share: str) -> Made:
 
 
 def key_of(case: Case, *settings: object) -> list[object]:
-    dense = [training_cases.digest_of(file) for file in teachers_of(case)]
+    dense = training_cases.digest_of(training_cases.floated(case).path)
     code = records_cases.recipe(), Path(__file__).read_text()
-    return [dense, case.seed, samples_of(case), case.effort.validation, *settings, *code]
-
-
-def teachers_of(case: Case) -> list[Path]:
-    """The float networks of all seeds."""
-    return [training_cases.floated(replace(case, seed=seed)).path for seed in range(TEACHERS)]
+    return [dense, samples_of(case), case.effort.validation, *settings, *code]
 
 
 def course_of(case: Case, model: Model, options: Options, checkpoint: Path | None) -> Course:
     """As `train_model` makes it, with the validation part to choose by."""
-    images = training_nets.data().train.take(slice(samples_of(case))), training_cases.validation(case.effort)
-    parts = [records_cases.samples_of(part, model) for part in images]
-    said = [[Voice(records_cases.said_once(file, part)) for file in teachers_of(case)] for part in images]
+    learn = training_nets.data().train.take(slice(samples_of(case)))
+    parts = [records_cases.samples_of(part, model) for part in (learn, training_cases.validation(case.effort))]
     watch = Watch(say=partial(say, f"{case.net} {case.seed}"))
     student = Student(model, open_session(model, 1))
-    teaching = [
-        teach(student, Parts(part, part, part, part, True), voices, Distillation(), options, watch.say)
-        for part, voices in zip(parts, said, strict=True)
-    ]
+    dense = training_cases.floated(case).path
+    teaching = [teach(student, Parts(p, p, p, p, True), dense, Distillation(), options, watch.say) for p in parts]
     lessons = Lessons(parts[0], teaching[0].learn), Lessons(parts[1], teaching[1].choose)
     return Course(teaching[0].losses, (), *lessons, checkpoint, watch)
 

@@ -20,7 +20,7 @@ import torch
 
 from gossamer.errors import DataError
 from gossamer.training import checkpoints
-from gossamer.training.averages import follow, load, snapshot
+from gossamer.training.averages import State, follow, load, snapshot
 from gossamer.training.keeping import is_best, is_ruined, is_settled
 from gossamer.training.learning_rate import range_test, rate_at, set_rate
 from gossamer.training.options import Options
@@ -145,9 +145,7 @@ def _epoch(run: Run) -> None:
         place.seen += len(step)
         place.step += 1
         if run.average is not None:
-            follow(run.average, job.pupil.student, job.options.average, done)
-            if job.pupil.shaper is not None:
-                job.pupil.shaper.held(run.average)
+            _follow(run, run.average, Moment(done + 1, total))
         if run.fabric.is_global_zero:
             job.watch.steps(done + 1, total)
         if monotonic() - saved > job.save_s:
@@ -157,6 +155,15 @@ def _epoch(run: Run) -> None:
     _end_epoch(run, run.fabric.all_reduce(torch.tensor(place.loss_sum / place.seen, dtype=torch.float64)).item())
     place.loss_sum, place.seen = 0.0, 0
     save(run)
+
+
+def _follow(run: Run, average: State, at: Moment) -> None:
+    """The average of the weights since the last of them was removed: before, they do not belong together."""
+    student, shaper = run.job.pupil.student, run.job.pupil.shaper
+    decay = run.job.options.average if shaper is None or shaper.settled(at) else 0.0
+    follow(average, student, decay, at.done - 1)
+    if shaper is not None:
+        shaper.held(average)
 
 
 def _end_epoch(run: Run, loss: float | None) -> None:

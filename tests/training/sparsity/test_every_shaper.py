@@ -20,6 +20,8 @@ import gossamer.training.sparsity  # noqa: E402
 from gossamer.constraints.contract import constraint_from_text  # noqa: E402
 from gossamer.constraints.sparse import Sparse  # noqa: E402
 from gossamer.errors import CandidateError, ModelError, OptionError  # noqa: E402
+from gossamer.training import loop  # noqa: E402
+from gossamer.training.averages import State, follow  # noqa: E402
 from gossamer.training.loop import train  # noqa: E402
 from gossamer.training.sparsity.chosen import Removal, build, suited  # noqa: E402
 from gossamer.training.sparsity.contract import Shaper, check_reached  # noqa: E402
@@ -79,6 +81,25 @@ def test_a_moving_average_is_as_sparse(removal: Removal) -> None:
     made, shaper = shaped(removal)
     train(job_of(made, shaper, options={"average": 0.95}))
     check_reached(made.layers, shaper.aim)
+
+
+@pytest.mark.parametrize("removal", REMOVALS)
+def test_until_the_last_zero_is_there_the_average_is_the_net_itself(
+    removal: Removal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, shaper = shaped(removal)
+    decays: list[float] = []
+
+    def spied(average: State, module: torch.nn.Module, decay: float, step: int) -> None:
+        follow(average, module, decay, step)
+        decays.append(decay)
+        assert decay or all(torch.equal(average[name], value) for name, value in module.state_dict().items())
+
+    monkeypatch.setattr(loop, "follow", spied)
+    train(job_of(made, shaper, options={"average": 0.95}))
+    assert decays == sorted(decays) and decays[-1] == 0.95
+    meanwhile = 0.0 if removal == "rigl" else shaper.end  # rigl only exchanges zeros
+    assert decays.index(0.95) == pytest.approx(meanwhile * len(decays), abs=2)
 
 
 @pytest.mark.parametrize("removal", REMOVALS)

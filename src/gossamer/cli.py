@@ -261,7 +261,14 @@ def inspect(model: ModelPath, base: Base = None, json: Json = False) -> None:
 
 
 @app.command()
-def pack(model: ModelPath, out: Packed = Path("model.goss"), base: Base = None, json: Json = False) -> None:
+def pack(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="An ONNX file, or an archive, packed anew.", show_default=False)
+    ],
+    out: Packed = Path("model.goss"),
+    base: Base = None,
+    json: Json = False,
+) -> None:
     """Store MODEL near its entropy, in one file; `gossamer unpack` gives the same bytes back.
 
     Whatever a model holds is coded as what it is: integers of any width, indices, zeros, floats. Every command that
@@ -293,6 +300,7 @@ def unpack(
     ],
     out: Unpacked = Path("model.onnx"),
     base: Base = None,
+    json: Json = False,
 ) -> None:
     """Write the ONNX file that was packed, byte for byte.
 
@@ -303,10 +311,15 @@ def unpack(
         gossamer unpack update.goss -o new.onnx --base model.goss
     """
     with reporting() as console:
+        import msgspec
+
         from gossamer.archive.files import unpack_file
 
         size = unpack_file(archive, out, base)
-        console.say(f"{out}: {size:,} bytes")
+        if json:
+            console.give(msgspec.json.encode({"artifact": str(out), "bytes": size}))
+        else:
+            console.say(f"{out}: {size:,} bytes")
 
 
 @app.command()

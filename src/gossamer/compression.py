@@ -88,7 +88,7 @@ def compress(
     begin = perf_counter()
     check_budget(budget)
     source, folder = read(model), writable_folder(out)
-    check_not_input(source.path, folder)
+    check_not_input(model, folder)
     with workshop(folder) as work:
         say("reading the model and the data")
         bench = _set_up(source, data, budget, data_options, metric, seed, target, work, say, begin, train_data, train_s)
@@ -131,7 +131,7 @@ def carry_out(
         got = "without --train-data" if train_data is None else "with --train-data, and nothing would learn from it"
         raise OptionError(f"{plan.name} {got}; give --solver train and --train-data together")
     source, folder = read(model), writable_folder(out)
-    check_not_input(source.path, folder)
+    check_not_input(model, folder)
     with workshop(folder) as work:
         say("reading the model and the data")
         bench = _set_up(source, data, budget, data_options, metric, seed, target, work, say, begin, train_data)

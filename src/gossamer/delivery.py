@@ -6,10 +6,13 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from gossamer.errors import OptionError, OutputError
 from gossamer.intake.onnx_file import read
 from gossamer.nouns.model import files_of, save, sha256, whole_file
+
+RESULTS = ("model.onnx", "model.goss", "original.onnx")  # models that a folder may receive
 
 
 def writable_folder(out: str | Path) -> Path:
@@ -29,17 +32,23 @@ def writable_folder(out: str | Path) -> Path:
     return folder
 
 
-def check_not_input(source: Path | None, folder: Path) -> None:
+def check_not_input(model: Any, folder: Path) -> None:
     """The result must not take the place of the model it was made from, nor of another model's weights.
+
+    Args:
+        model: as it was given: a path, or anything else that `read` takes.
 
     Raises:
         OptionError: it would.
     """
-    target = folder / "model.onnx"
-    if source is not None and target.exists() and source.resolve() == target.resolve():
-        raise OptionError(f"{target} is the model that was given, and the result would replace it; choose another -o")
+    source = Path(model) if isinstance(model, str | Path) else getattr(model, "path", None)
     if source is None:
         return
+    for target in (folder / name for name in RESULTS):
+        if target.exists() and source.resolve() == target.resolve():
+            raise OptionError(
+                f"{target} is the model that was given, and the result would replace it; choose another -o"
+            )
     for file in files_of(source)[1:]:  # they come along if the answer is the original
         there = folder / file.relative_to(source.parent)
         if there.exists() and there.resolve() != file.resolve() and sha256(there) != sha256(file):

@@ -21,7 +21,7 @@ import gossamer
 from gossamer.archive import reader
 from gossamer.archive.files import Archive, PackFacts
 from gossamer.cli import app
-from gossamer.errors import ArchiveError, ModelError, OutputError
+from gossamer.errors import ArchiveError, ModelError, OptionError, OutputError
 
 RNG = np.random.default_rng(5)
 
@@ -65,8 +65,9 @@ def test_the_command_line(model: Path, tmp_path: Path) -> None:
     assert "bits a weight" in run("pack", model, "-o", packed)
     archive = msgspec.json.decode(run("inspect", packed, "--json"), type=Archive)
     shown = run("inspect", packed)
-    assert "in the archive" in shown and archive.bytes == facts.bytes
-    run("unpack", packed, "-o", tmp_path / "back.onnx")
+    assert "in the archive" in shown and "code tables" in shown and archive.bytes == facts.bytes
+    told = msgspec.json.decode(run("unpack", packed, "-o", tmp_path / "back.onnx", "--json"))
+    assert told == {"artifact": str(tmp_path / "back.onnx"), "bytes": model.stat().st_size}
     assert (tmp_path / "back.onnx").read_bytes() == model.read_bytes()
 
 
@@ -123,6 +124,8 @@ def test_bad_files_are_named(tmp_path: Path, model: Path) -> None:
     for path, words in (("text.onnx", "not an ONNX file"), ("none.onnx", "cannot be read"), (".", "is a folder")):
         with pytest.raises(ModelError, match=words):
             gossamer.pack_file(tmp_path / path, tmp_path / "m.goss")
+    with pytest.raises(ModelError, match=r"text\.onnx is not an ONNX file"):
+        gossamer.pack_file(model, tmp_path / "m.goss", tmp_path / "text.onnx")
     assert not (tmp_path / "m.goss").exists()
     (tmp_path / "broken.goss").write_bytes(b"PK")
     for use in (gossamer.load, gossamer.inspect_archive):
@@ -141,10 +144,60 @@ def test_nothing_that_is_read_is_written_over(model: Path, tmp_path: Path) -> No
     ):
         with pytest.raises(OutputError, match="is read as well, and would be lost"):
             use()
+    before = packed.read_bytes()
+    assert "would be lost" in reader.main([str(packed), str(packed)]) and packed.read_bytes() == before
     for nowhere in ("", tmp_path):
         with pytest.raises(OutputError, match="names no file"):
             gossamer.pack_file(other, nowhere)
     assert other.read_bytes() == model.read_bytes() and gossamer.unpack_file(packed, tmp_path / "again.onnx")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes with names")
+def test_what_is_no_file_is_not_replaced_and_links_are_followed(model: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="it is there and no file"):
+        gossamer.pack_file(model, tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "link.goss").symlink_to(tmp_path / "real.goss")
+    gossamer.pack_file(model, tmp_path / "link.goss")
+    assert (tmp_path / "link.goss").is_symlink() and gossamer.load(tmp_path / "real.goss")
+
+
+@pytest.mark.parametrize(
+    ("kind", "item_bytes"),
+    [
+        (TensorProto.FLOAT8E4M3FN, 1),
+        (TensorProto.FLOAT8E5M2, 1),
+        (TensorProto.COMPLEX64, 8),
+        (TensorProto.COMPLEX128, 16),
+    ],
+)
+def test_floats_of_8_bits_and_complex_numbers_are_coded(kind: int, item_bytes: int, tmp_path: Path) -> None:
+    numbers = RNG.normal(size=(100, 300)).astype(np.float32)
+    raw = (numbers + 1j * numbers[::-1] if item_bytes > 1 else numbers).astype(helper.tensor_dtype_to_np_dtype(kind))
+    tensor = helper.make_tensor("w", kind, raw.shape, raw.tobytes(), raw=True)
+    output = helper.make_tensor_value_info("w", kind, raw.shape)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(helper.make_model(helper.make_graph([], "g", [], [output], [tensor])).SerializeToString())
+    facts = gossamer.pack_file(path, tmp_path / "m.goss")
+    assert 1 < facts.bits_per_weight < 0.95 * 8 * item_bytes
+    assert facts.bits_per_weight < 1.1 * facts.order0_bits_per_weight
+    assert gossamer.read_archive(tmp_path / "m.goss") == path.read_bytes()
+
+
+def test_a_model_without_tensors_has_no_bits_a_weight(tmp_path: Path) -> None:
+    path = tmp_path / "none.onnx"
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    path.write_bytes(helper.make_model(graph).SerializeToString())
+    assert "no tensor is coded" in run("pack", path, "-o", tmp_path / "m.goss")
+    assert msgspec.json.decode(run("inspect", tmp_path / "m.goss", "--json"), type=Archive).bits_per_weight == 0
+
+
+def test_a_result_does_not_replace_the_archive_it_is_made_from(model: Path, tmp_path: Path) -> None:
+    gossamer.pack_file(model, tmp_path / "model.goss")
+    with pytest.raises(OptionError, match="is the model that was given"):
+        gossamer.compress(tmp_path / "model.goss", tmp_path / "data.npz", out=tmp_path)
 
 
 def test_an_archive_is_known_by_how_it_begins(model: Path, tmp_path: Path) -> None:

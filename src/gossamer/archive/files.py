@@ -59,6 +59,7 @@ class PackFacts(msgspec.Struct, frozen=True):
     """What `gossamer pack` tells.
 
     Attributes:
+        bits_per_weight: of the whole archive, for each number of a tensor in it; 0 if there is none.
         order0_bits_per_weight: what the numbers would take if each tensor were coded by its own frequencies, these,
             the graph and the header for nothing; below it, only knowing more than frequencies helps.
         base_saved: bytes that the base saved; 0 if none was given or it saved none, and the archive does not need it.
@@ -92,16 +93,17 @@ def pack_file(model: str | Path, out: str | Path, base: str | Path | None = None
     target = _target(out, model, base)
     packed, saved = pack(data), 0
     if base is not None:
-        update = pack(data, model_bytes(Path(base)))
+        before = model_bytes(Path(base))
+        _check_inside(before, Path(base))
+        update = pack(data, before)
         saved = max(len(packed.data) - len(update.data), 0)
         packed = update if saved else packed
     write_file(target, packed.data)
     tensors = len(packed.data) - packed.header_bytes - packed.graph_bytes
-    numbers = max(packed.numbers, 1)
     return PackFacts(
         ArchiveBytes(len(data), len(packed.data), packed.header_bytes, packed.graph_bytes, tensors),
-        8 * len(packed.data) / numbers,
-        packed.order0_bits / numbers,
+        _each(8 * len(packed.data), packed.numbers),
+        _each(packed.order0_bits, packed.numbers),
         perf_counter() - begin,
         saved,
     )
@@ -149,23 +151,27 @@ def inspect_archive(archive: str | Path, base: str | Path | None = None) -> Arch
         stream = index.streams[cut.stream]
         share = coded[cut.stream] * cut.length / max(sum(stream.chunks), 1)
         weights = weights_in(span, stream.kind, stream.unit)
-        tensors.append(ArchivedTensor(span.name, span.shape, cut.length, share, 8 * share / max(weights, 1)))
+        tensors.append(ArchivedTensor(span.name, span.shape, cut.length, share, _each(8 * share, weights)))
         at += cut.length
         numbers += weights
     first = header.sections[0]
     return Archive(
         ArchiveBytes(len(model), len(data), first.offset, first.length, len(data) - first.offset - first.length),
-        8 * len(data) / max(numbers, 1),
+        _each(8 * len(data), numbers),
         header.base.hex(),
         tuple(sorted(tensors, key=lambda one: -one.archive_bytes)),
     )
+
+
+def _each(bits: float, numbers: int) -> float:
+    return bits / numbers if numbers else 0.0
 
 
 def _target(out: str | Path, *given: str | Path | None) -> Path:
     """Where to write; never onto what is read."""
     path = Path(out)
     if not path.name or path.is_dir():
-        raise OutputError(f"{str(out) or 'the output'} names no file; give one with -o")
+        raise OutputError(f"{out or 'the output'} names no file; give one with -o")
     if any(one is not None and path.resolve() == Path(one).resolve() for one in given):
         raise OutputError(f"{path} is read as well, and would be lost; choose another -o")
     return path

@@ -276,8 +276,8 @@ def pieces(
     if header.base and (base is None or sha256(base).digest() != header.base):
         got = "none was given" if base is None else f"the one given begins {sha256(base).hexdigest()[:16]}"
         raise ArchiveError(
-            f"packed against a model whose SHA-256 begins {header.base.hex()[:16]}; {got}; give that model: "
-            "`gossamer unpack --base`"
+            f"packed against a model whose SHA-256 begins {header.base.hex()[:16]}; {got}; give that model as its "
+            "base, or `gossamer unpack --base` first"
         )
     flows = [_Flow(data, header, index, stream, decoder) for stream in index.streams]
     at = 0
@@ -789,6 +789,8 @@ def main(words: list[str]) -> str:
     """Unpack one file into another; what went wrong, or ""."""
     if len(words) not in (2, 3):
         return "usage: python reader.py model.goss model.onnx [base.onnx]"
+    if any(Path(words[1]).resolve() == Path(one).resolve() for one in (words[0], *words[2:])):
+        return f"error: {words[1]} is read as well, and would be lost; give another name to write to"
     try:
         base = Path(words[2]).read_bytes() if len(words) == 3 else None
         model = unpack(Path(words[0]).read_bytes(), base)

@@ -16,8 +16,8 @@ from gossamer.arith.entropy import occurrences
 # numbers of TensorProto.DataType
 INTEGER_BITS = {2: 8, 3: 8, 9: 8, 21: 4, 22: 4, 25: 2, 26: 2}
 SIGNED = (3, 22, 26)
-FLOAT_BYTES = {1: 4, 10: 2, 11: 8, 16: 2}
-EXPONENT_BITS = {10: 5, 11: 11}  # where they are not 8
+FLOAT_BYTES = {1: 4, 10: 2, 11: 8, 14: 4, 15: 8, 16: 2, 17: 1, 18: 1, 19: 1, 20: 1, 24: 1}  # complex: of each part
+EXPONENT_BITS = {10: 5, 11: 11, 15: 11, 17: 4, 18: 4, 19: 5, 20: 5}  # where they are not 8
 WORD_BYTES = {4: 2, 5: 2, 6: 4, 7: 8, 12: 4, 13: 8}
 MOST_VALUES = 4096  # that a table of few values has
 LEAST_BYTES = 64  # of a stream; what is smaller stays in the skeleton
@@ -87,9 +87,8 @@ def taken(data: bytes, span: Span, shapes: Mapping[str, tuple[int, ...]]) -> Tak
         if bits:
             return _bit_planes(data, bits, _width(shapes.get(span.name.removesuffix("_planes") + "_shape", ())))
         return _integers(data, unit, span.data_type in SIGNED, width)
-    return _few(data, unit, width, kind == FLOATS) or _words(
-        data, unit, width, kind, EXPONENT_BITS.get(span.data_type, 8)
-    )
+    few = _few(data, unit, width, kind == FLOATS) if unit > 1 else None
+    return few or _words(data, unit, width, kind, EXPONENT_BITS.get(span.data_type, 8))
 
 
 def _least(kind: int) -> int:

@@ -102,9 +102,14 @@ def write_file(path: Path, content: bytes) -> int:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write into, under a temporary name; once it is on disk it takes the place of `path`.
 
+    Behind a link, of what it leads to.
+
     Raises:
-        OutputError: the folder cannot be written, or the disk is full.
+        OutputError: the folder cannot be written, the disk is full, or `path` is a device or another thing but a file.
     """
+    path = path.resolve() if path.is_symlink() else path
+    if path.exists() and not path.is_file():
+        raise OutputError(f"cannot write {path}: it is there and no file; choose another -o")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -93,6 +93,9 @@ def print_archive(archive: Archive, console: Console) -> None:
         shape = "x".join(map(str, one.shape)) or "1"
         sizes = (words.size_text(one.model_bytes), words.size_text(round(one.archive_bytes)))
         table.add_row(Text(one.name), shape, *sizes, words.number(one.bits_per_weight, 2))
+    coding = archive.bytes.tensors - sum(one.archive_bytes for one in archive.tensors)
+    if archive.tensors:
+        table.add_row(Text("(code tables)", "dim"), "", "", words.size_text(round(coding)), "")
     console.print(table)
     hidden = len(archive.tensors) - MOST_TENSORS
     if hidden > 0:
@@ -106,8 +109,9 @@ def print_archive(archive: Archive, console: Console) -> None:
 def print_pack(facts: PackFacts, path: Path, based: bool, console: Console) -> None:
     """What packing came to."""
     _line(console, f"{path}: {_archive_words(facts.bytes, facts.bits_per_weight)}")
-    bound = words.number(facts.order0_bits_per_weight, 3)
-    _line(console, f"each tensor by its own frequencies alone: {bound} bits a weight, at best", "dim")
+    if facts.bits_per_weight:
+        bound = words.number(facts.order0_bits_per_weight, 3)
+        _line(console, f"each tensor by its own frequencies alone: {bound} bits a weight, at best", "dim")
     if based:
         saved = words.size_text(facts.base_saved) if facts.base_saved else "nothing, and is not needed to unpack"
         _line(console, f"the base saves {saved}", "dim")
@@ -121,7 +125,7 @@ def _archive_words(size: ArchiveBytes, bits_per_weight: float) -> str:
     )
     return (
         f"{words.size_text(size.archive)}, {share} % of the {words.size_text(size.model)} of the model ({parts}); "
-        f"{words.number(bits_per_weight, 3)} bits a weight"
+        + (f"{words.number(bits_per_weight, 3)} bits a weight" if bits_per_weight else "no tensor is coded")
     )
 
 

@@ -149,7 +149,7 @@ def train_model(
     formed = Formed(constraint, rounds, activations, removal, penalties, sections, spread)
     check_formed(formed, options)
     source, folder = read(model), writable_folder(out)
-    check_not_input(source.path, folder)
+    check_not_input(model, folder)
     watch.say("reading the model and the data")
     student, notes = _ready(source, head, options.seed)
     student = student._replace(model=with_origin(student.model, teacher))

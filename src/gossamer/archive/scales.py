@@ -79,7 +79,7 @@ def _in_steps(planes: Sequence[Symbols], measured: Sequence[_Measured], fineness
     """Tables and scales by turns: tables for scales, scales for tables."""
     scaled = [_scaled(plane, one, fineness) for plane, one in zip(planes, measured, strict=True)]
     for _ in range(ROUNDS):
-        least, counts = _counts(scaled, sampled=True)
+        least, counts = _counts(scaled)
         scaled = _stored(scaled, least, counts)
     return scaled
 
@@ -104,7 +104,7 @@ def alone(scaled: Sequence[Scaled]) -> list[bool]:
 
 def _total(scaled: Sequence[Scaled]) -> float:
     """Bits of symbols, scales and tables, about."""
-    _, counts = _counts(scaled, sampled=True)
+    _, counts = _counts(scaled)
     sides = [side for one in scaled for side in one.stored if side is not None]
     scales = sum(float(price(np.bincount(side - side.min())[None])[0]) for side in sides)
     return scales + float(price(clipped(counts, *ends(counts))).sum())
@@ -138,11 +138,10 @@ def _octaves(mean: np.ndarray, numbers: int) -> np.ndarray:
     return found
 
 
-def _counts(scaled: Sequence[Scaled], sampled: bool) -> tuple[int, np.ndarray]:
+def _counts(scaled: Sequence[Scaled]) -> tuple[int, np.ndarray]:
     """The least class, and how often each symbol occurs in each class from there on: (classes, alphabet)."""
     least, classes = span_of(scaled)
-    each = _sampled if sampled else occurrences_in
-    counts = np.sum([each(one, least, classes) for one in scaled], axis=0, dtype=np.float64)
+    counts = np.sum([_sampled(one, least, classes) for one in scaled], axis=0, dtype=np.float64)
     return least, counts.reshape(classes, -1)
 
 

@@ -93,10 +93,8 @@ def _bits(counts_TA: np.ndarray, weights_TA: np.ndarray, coarse: int) -> np.ndar
     """Of each table, and of what is coded with it, about."""
     entries_TA = _entries(weights_TA, coarse)
     shares_TA = WEIGHTS[entries_TA] / WEIGHTS[entries_TA].sum(axis=1, keepdims=True)
-    used_TA = entries_TA > 0
-    between_TA = np.maximum.accumulate(used_TA, axis=1) & np.maximum.accumulate(used_TA[:, ::-1], axis=1)[:, ::-1]
-    steps_TA = np.diff(entries_TA, axis=1, prepend=0) // coarse
-    folded_TA = between_TA * np.where(steps_TA >= 0, 2 * steps_TA, -2 * steps_TA - 1)
+    between_TA = _between(entries_TA > 0)
+    folded_TA = between_TA * _folded(np.diff(entries_TA, axis=1, prepend=0) // coarse)
     symbols_T = (counts_TA * -np.log2(np.maximum(shares_TA, 2.0**-PRECISION))).sum(axis=1)
     bits_T: np.ndarray = (
         symbols_T + ENTRY_BITS * between_TA.sum(axis=1) + _slope(counts_TA.shape[1]) / STEPS * folded_TA.sum(axis=1)
@@ -140,8 +138,7 @@ def _fitted(counts_TA: np.ndarray, coarse: int) -> np.ndarray:
     left_HT, right_HT = np.split(np.array(found_HS), 2, axis=1)
     found_AT = np.concatenate([left_HT[::-1], level_T[None, :][: alphabet % 2], right_HT])
     weights_TA: np.ndarray = np.exp2(octaves_L[found_AT].astype(np.float64)).T
-    used_TA = counts_TA > 0
-    weights_TA *= np.maximum.accumulate(used_TA, axis=1) & np.maximum.accumulate(used_TA[:, ::-1], axis=1)[:, ::-1]
+    weights_TA *= _between(counts_TA > 0)
     weights_TA *= totals_T[:, None] / np.maximum(weights_TA.sum(axis=1, keepdims=True), 1e-300)
     return weights_TA
 
@@ -172,7 +169,17 @@ def folded_steps(tables: Sequence[Written], coarse: int) -> np.ndarray:
     """The entries of all tables as steps from the one before, the sign at the bottom."""
     steps = [np.diff(table.entries, prepend=0) // coarse for table in tables]
     every = np.concatenate(steps) if steps else np.zeros(0, np.int64)
-    return np.where(every >= 0, 2 * every, -2 * every - 1)
+    return _folded(every)
+
+
+def _folded(steps: np.ndarray) -> np.ndarray:
+    return np.where(steps >= 0, 2 * steps, -2 * steps - 1)
+
+
+def _between(used_TA: np.ndarray) -> np.ndarray:
+    """From the first symbol of each table that occurs to the last."""
+    found: np.ndarray = np.maximum.accumulate(used_TA, axis=1)
+    return found & np.maximum.accumulate(used_TA[:, ::-1], axis=1)[:, ::-1]
 
 
 def coded_tables(tables: Sequence[Written], coarse: int) -> tuple[int, bytes]:

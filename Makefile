@@ -61,7 +61,8 @@ bench-archive: $(BENCH)/installed
 
 bench-download: $(BENCH)/installed
 	@$(BENCH)/bin/python $(PIP_INSTALL) zstandard==0.25.0
-	$(BENCH)/bin/python bench/download.py --series ours,nncodec,stored,uniform
+	$(BENCH)/bin/python bench/download.py
+	$(BENCH)/bin/python bench/download.py --nets demo,digits --series ours,uniform
 
 bench-training: $(BENCH)/installed
 	$(BENCH)/bin/python bench/training.py

@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import pickle
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -54,7 +54,7 @@ from gossamer.passes.contract import Memo, run_plan
 from gossamer.planning.allocated import allocated
 from gossamer.planning.budgeted import Budgeted, units
 from gossamer.planning.candidates import CLEAN
-from gossamer.planning.ledger import uses_of
+from gossamer.planning.ledger import Entry, uses_of
 from gossamer.planning.rate_ladder import RUNGS_DB
 from gossamer.shrinking import (
     AFTER_RATE,
@@ -137,15 +137,15 @@ def ours(net: Net, predicted_db: Sequence[float], one_shot: bool) -> Iterator[Po
 
 def weighed(net: Net) -> ArchiveLedger:
     """The ledger, from the cache or found now."""
-    kept = folder(net) / f"ledger-{digest(WHAT_PLANS)}.pickle"
+    kept = folder(net) / f"ledger-{digest(WHAT_PLANS)}.json"
     if not kept.exists():
         tell(net, "ledger")
         begin = time.process_time()
         found = weigh_archives(normalise(read(net.work.model)), net.evidence, Memo())
         late = sum("estimated" in entry.options[-1].reason for entry in found.entries)
         tell(net, f"ledger: {time.process_time() - begin:.0f} CPU s, {late} of {len(found.entries)} weights estimated")
-        kept.write_bytes(pickle.dumps((found.entries, found.other_bytes)))
-    entries, other_bytes = pickle.loads(kept.read_bytes())
+        kept.write_bytes(msgspec.json.encode((found.entries, found.other_bytes)))
+    entries, other_bytes = msgspec.json.decode(kept.read_bytes(), type=tuple[tuple[Entry, ...], int])
     return ArchiveLedger(entries, CLEAN, net.clean, other_bytes, FIRST_ARCHIVE_RATIO)
 
 

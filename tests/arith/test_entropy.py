@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.arith.entropy import MANY, best_step, entropy_bits, occurrences
+from gossamer.arith.entropy import MANY, best_step, cells_of, entropy_bits, integer_bits, occurrences
 
 
 @given(st.lists(st.integers(-300, 300), min_size=1, max_size=60), st.integers(-1000, 1000))
@@ -21,6 +21,26 @@ def test_known_entropies() -> None:
     assert entropy_bits(np.zeros(0, np.uint8)) == entropy_bits(np.full(9, 200, np.uint8)) == 0
     assert entropy_bits(np.array([[0, 1], [2, 3]], np.uint16)) == 8
     assert entropy_bits(np.array([0.0, 0.0, -1.0, 5.0], np.float32)) == 6
+
+
+@given(st.lists(st.integers(-300, 300), min_size=1, max_size=60), st.sampled_from([np.int16, np.int64]))
+def test_cells_lose_nothing_but_what_lies_within_them(numbers: list[int], dtype: type[np.signedinteger]) -> None:
+    array = np.array(numbers, dtype)
+    counts = np.bincount(array - array.min())
+    cells, doublings = cells_of(counts)
+    assert cells.sum() == len(numbers) and len(cells) == -(-len(counts) // 2**doublings)
+    assert entropy_bits(array) - 1e-9 <= integer_bits(array)
+    assert integer_bits(array) <= entropy_bits(array) + doublings * len(numbers) + 1e-9
+
+
+def test_integers_that_hardly_repeat_take_more_the_finer_they_are() -> None:
+    numbers = np.random.default_rng(0).normal(size=1000)
+    fine, finer = (integer_bits(np.rint(numbers * steps)) / 1000 for steps in (1000, 8000))
+    exact = np.log2(1000 * np.sqrt(2 * np.pi * np.e))  # of a normal distribution in steps of a thousandth
+    assert fine == pytest.approx(exact, abs=0.2) and finer == pytest.approx(fine + 3, abs=0.05)
+    assert entropy_bits(np.rint(numbers * 8000)) < 10_000  # log2(1000) each at most, however fine
+    few = np.rint(numbers * 2)
+    assert integer_bits(few) == entropy_bits(few)
 
 
 @pytest.mark.parametrize("more", [0, 1])

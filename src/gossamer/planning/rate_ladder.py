@@ -8,9 +8,10 @@ two weights of one node must agree on one.
 
 One scale serves a whole matrix: all its rows hear the same inputs, so that an error costs the same in each, and the
 step that is best for loss + rate * bits is the same for all (Gish and Pierce, 1968). Scales of rows would have to be
-written, too. Tables have them, as an error in a row costs what the row is looked up for; and so have the lowest noises,
-where 256 steps of one size do not reach the largest weights. Inputs have steps of their own where they differ in energy
-so much that this saves more than the steps take: see `solvers.input_steps`.
+written, too; tables have them, as an error in a row costs what the row is looked up for. Inputs have steps of their own
+where they differ in energy so much that this saves more than the steps take: see `solvers.input_steps`. Where 256 steps
+of the size that a noise asks for do not reach the largest weights, integers have 16 bits: an archive writes them in as
+many bits as they need, eight of EfficientNet-Lite0's where floats took 14.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from math import ceil
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -38,11 +39,12 @@ from gossamer.solvers.options import Option, Solve
 
 Rated = TypeVar("Rated", Grid, Codebook)
 STEPS = 5  # of rates in a decade: two decibels each
-RUNGS_DB = np.arange(-46.0, -7.0, 10 / STEPS)
+RUNGS_DB = np.arange(-66.0, -7.0, 10 / STEPS)
 ROOMY = 0.7  # of what one step for all reaches: above, a solver hardly finds coarser ones worth their noise
+FINEST_DB = -40.0  # what 256 levels a row reach, give or take what rows are like
 NOISIER = 1.25  # than asked for, at most: where some inputs reach their largest weight with coarser steps alone
-ANCHORS = (11, 17)  # those that are solved
-RIVALS = ((Codebook(16), 11), (Codebook(16), 17), (Codebook(64, dimension=2), 17))
+ANCHORS = (21, 27)  # those that are solved
+RIVALS = ((Codebook(16), 21), (Codebook(16), 27), (Codebook(64, dimension=2), 27))
 _BITS_APART = (RUNGS_DB[ANCHORS[1]] - RUNGS_DB[ANCHORS[0]]) / (20 * np.log10(2))  # of the anchors, were bits many
 MOST_OF_RIVALS = 20_000  # weights: of 60 larger ones none came out more than 2 % smaller so, and they take long
 STEP_BITS, NODE_BITS = 12, 800  # of an input's step in an archive, beside those of other weights; of a tensor of them
@@ -64,8 +66,12 @@ def ladder(
         return whole, Option(Grid(2), 0.0, 0.0, signal, 1)  # whatever it is, no output hears of it
     worth = None if moments.rows_GO is not None else _worth(moments, taps_of(k_shape))
     saved_bits = 0.0 if worth is None else _saved_bits(worth, w_GOK.size)
-    plain = [on_rung(Grid(8), rung, w_GOK.size) for rung in range(len(RUNGS_DB))]
-    rungs = plain if worth is None else [_granular(one, w_GOK, worth, saved_bits > 0, signal) for one in plain]
+    rungs = [on_rung(Grid(8), rung, w_GOK.size) for rung in range(len(RUNGS_DB))]
+    if worth is None:
+        fine = RUNGS_DB < FINEST_DB
+        rungs = [msgspec.structs.replace(one, bits=16) if f else one for one, f in zip(rungs, fine, strict=True)]
+    else:
+        rungs = [_granular(one, w_GOK, worth, saved_bits > 0, signal) for one in rungs]
     if solve is None:
         return whole, *_estimated(rungs, w_GOK.size, signal, solved)
     rivals = [on_rung(*one, w_GOK.size) for one in RIVALS if not one[0].obstacle(w_GOK.shape)]
@@ -107,14 +113,15 @@ def _worth(moments: Moments, taps: int) -> Worth | None:
 
 
 def _granular(grid: Grid, w_GOK: np.ndarray, worth: Worth, pays: bool, signal: float) -> Grid:
-    """With steps of inputs where these pay, with one if its levels reach the largest weight, else with one a row."""
+    """With steps of inputs where these pay, else with one; of 16 bits where its levels do not reach all weights."""
     bit_loss, largest = grid.rate * signal, 2 ** (grid.bits - 1) - 1
     if pays:
         coarser = steps_of_inputs(worth, w_GOK, largest, bit_loss) / steps_of_inputs(worth, w_GOK, largest, 0)
-        if np.square(coarser).mean() < NOISIER:
-            return msgspec.structs.replace(grid, granularity="input")
-    reached = ROOMY * largest * worth.step(bit_loss, False)
-    return msgspec.structs.replace(grid, granularity="tensor") if np.abs(w_GOK).max() <= reached else grid
+        reaches = bool(np.square(coarser).mean() < NOISIER)
+    else:
+        reaches = bool(np.abs(w_GOK).max() <= ROOMY * largest * worth.step(bit_loss, False))
+    granularity: Literal["input", "tensor"] = "input" if pays else "tensor"
+    return msgspec.structs.replace(grid, granularity=granularity, bits=grid.bits if reaches else 16)
 
 
 def _saved_bits(worth: Worth, weights: int) -> float:

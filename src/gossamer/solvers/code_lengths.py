@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gossamer.arith.entropy import entropy_bits
+from gossamer.arith import entropy
 from gossamer.arith.forms import Indexed
 from gossamer.arith.lattice import Choose, Lattice
 from gossamer.arith.moments import Moments, loss
@@ -46,28 +46,32 @@ def lagrangian(form: Grid | Indexed, w_GOK: np.ndarray, moments: Moments, rate: 
 
 
 def written_bits(form: Grid | Indexed) -> float:
-    """Of all integers or indices together at their order-0 entropy; of inputs with steps of their own, step by step.
+    """Of all integers together, or of all indices; of inputs with steps of their own, step by step.
 
     How large the integers of an input are follows from its step, and an archive tells columns apart by that.
     """
     if not isinstance(form, Grid):
-        return entropy_bits(form.indices_GOV)
+        return entropy.entropy_bits(form.indices_GOV)
     if form.scale.shape[1:] != (1, form.integers.shape[-1]) or form.scale.shape[2] == 1:
-        return entropy_bits(form.integers)
+        return entropy.integer_bits(form.integers)
     octaves = np.broadcast_to(np.round(np.log2(form.scale) * AN_OCTAVE), form.integers.shape)
-    return sum(entropy_bits(form.integers[octaves == one]) for one in np.unique(octaves))
+    return sum(entropy.integer_bits(form.integers[octaves == one]) for one in np.unique(octaves))
 
 
-def prices_of(integers: np.ndarray, low: int, high: int, rate: float) -> Prices:
+def prices_of(integers: np.ndarray, low: int, high: int, rate: float, indices: bool = False) -> Prices:
     """Prices under the code that is best for these integers; levels that do not occur count as seen a little.
 
     Args:
         rate: the loss that one bit is worth.
+        indices: neighbours have nothing in common; else they share cells, see `arith.entropy.cells_of`.
     """
     levels = high - low + 1
-    counts = np.bincount(integers.astype(np.intp).ravel() - low, minlength=levels)
-    unseen = min(_UNSEEN, _UNSEEN_ALL * integers.size / levels)
-    return Prices(rate * np.log2((integers.size + unseen * levels) / (counts + unseen)), low)
+    counts, doublings = np.bincount(integers.astype(np.intp).ravel() - low, minlength=levels), 0
+    if not indices:
+        counts, doublings = entropy.cells_of(counts)
+    unseen = min(_UNSEEN, _UNSEEN_ALL * integers.size / len(counts))
+    bits_V = np.log2((integers.size + unseen * len(counts)) / (counts + unseen)) + doublings
+    return Prices(rate * np.repeat(bits_V, 1 << doublings)[:levels], low)
 
 
 def choose(

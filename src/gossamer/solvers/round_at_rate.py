@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from gossamer.arith.affine import SMALLEST_SCALE
-from gossamer.arith.entropy import best_step, entropy_bits
+from gossamer.arith.entropy import best_step, integer_bits
 from gossamer.arith.lattice import Lattice, descend, round_in_order
 from gossamer.solvers.code_lengths import Prices, choose, priced, prices_of
 from gossamer.solvers.grid_problem import (
@@ -32,7 +32,7 @@ _ROUNDS = (1, 8)  # behind the first scales, and behind those near them
 
 
 def improved(problem: Problem, plain: Point, rate: float, search: bool) -> Point:
-    """A point of less loss + rate * bits than the plain one, or that one; bits at the order-0 entropy.
+    """A point of less loss + rate * bits than the plain one, or that one; bits as `arith.entropy` has them.
 
     Integers for a code, then the code for the integers, by turns (entropy-constrained quantization: Chou, Lookabaugh
     and Gray, 1989); in each turn the sweep, coordinate descent, and least squares for the scales.
@@ -60,7 +60,7 @@ def is_far(problem: Problem, start: Point, rate: float) -> bool:
 
 def total(point: Point, rate: float) -> float:
     """What is minimised."""
-    return float(point.loss_GO.sum()) + rate * entropy_bits(point.integers)
+    return float(point.loss_GO.sum()) + rate * integer_bits(point.integers)
 
 
 def _coarser(problem: Problem, plain: Point, rate: float, around: np.ndarray) -> Point:

@@ -136,7 +136,7 @@ def _at_rate(
 
 
 def _prices(task: _Task, shares: _Shares, rate: float) -> _Priced:
-    price_V = prices_of(shares.indices_GOV, 0, shares.tables_TVD.shape[1] - 1, rate).price_V
+    price_V = prices_of(shares.indices_GOV, 0, shares.tables_TVD.shape[1] - 1, rate, indices=True).price_V
     return _Priced(price_V.astype(task.w_GOK.dtype), task.rows_GO1)
 
 

@@ -78,6 +78,9 @@ def unpack(
     ],
     out: Unpacked = Path("model.onnx"),
     base: Base = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="That decode at the same time; worth it from some ten million weights on.")
+    ] = 1,
     json: Json = False,
 ) -> None:
     """Write the ONNX file that was packed, byte for byte.
@@ -93,7 +96,7 @@ def unpack(
 
         from gossamer.archive.files import unpack_file
 
-        size = unpack_file(archive, out, base)
+        size = unpack_file(archive, out, base, processes=processes)
         if json:
             console.give(msgspec.json.encode({"artifact": str(out), "bytes": size}))
         else:

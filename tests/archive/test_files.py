@@ -58,6 +58,24 @@ def test_the_same_bytes_come_back_and_every_byte_is_accounted_for(model: Path, t
     assert 0 <= tables < 0.02 * size
 
 
+def test_several_processes_give_the_same_bytes_and_the_same_errors(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gossamer.archive.unpacking.WORTH_BYTES", 0)
+    monkeypatch.setattr("gossamer.archive.pack.CHUNK_BYTES", 1 << 14)  # some tensors in several
+    gossamer.pack_file(model, tmp_path / "m.goss")
+    sections = len(reader.read_header((tmp_path / "m.goss").read_bytes()).sections)
+    assert sections > 10
+    assert gossamer.read_archive(tmp_path / "m.goss", processes=2) == model.read_bytes()
+    run("unpack", tmp_path / "m.goss", "--processes", 2, "-o", tmp_path / "back.onnx")
+    assert (tmp_path / "back.onnx").read_bytes() == model.read_bytes()
+    data = bytearray((tmp_path / "m.goss").read_bytes())
+    data[-9] ^= 4
+    (tmp_path / "m.goss").write_bytes(data)
+    with pytest.raises(ArchiveError, match="do not match their checksum"):
+        gossamer.read_archive(tmp_path / "m.goss", processes=2)
+
+
 def test_the_command_line(model: Path, tmp_path: Path) -> None:
     packed = tmp_path / "m.goss"
     facts = msgspec.json.decode(run("pack", model, "-o", packed, "--json"), type=PackFacts)

@@ -109,19 +109,26 @@ def pack_file(model: str | Path, out: str | Path, base: str | Path | None = None
     )
 
 
-def unpack_file(archive: str | Path, out: str | Path, base: str | Path | None = None, most: int = LIMIT_BYTES) -> int:
+def unpack_file(
+    archive: str | Path,
+    out: str | Path,
+    base: str | Path | None = None,
+    most: int = LIMIT_BYTES,
+    processes: int = 1,
+) -> int:
     """Write the ONNX file that was packed, and return its bytes.
 
     Args:
         out: written to a temporary name first and renamed.
         base: see `pack_file`.
         most: bytes of a model that are allowed.
+        processes: see `read_archive`.
 
     Raises:
         ArchiveError: not an archive, damaged, or of another base.
         OutputError: the file cannot be written.
     """
-    return write_file(_target(out, archive, base), read_archive(archive, base, most))
+    return write_file(_target(out, archive, base), read_archive(archive, base, most, processes))
 
 
 def inspect_archive(archive: str | Path, base: str | Path | None = None) -> Archive:

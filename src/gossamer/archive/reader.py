@@ -10,8 +10,8 @@ from __future__ import annotations
 import lzma
 import sys
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -244,33 +244,49 @@ class Bytes:
         return self.take(len(self.data) - self.at)
 
 
-def unpack(data: bytes, base: bytes | None = None, most: int = LIMIT_BYTES, decoder: type[Decoder] = Words) -> bytes:
+def unpack(
+    data: bytes,
+    base: bytes | None = None,
+    most: int = LIMIT_BYTES,
+    decoder: type[Decoder] = Words,
+    run: Callable[..., Iterator[bytes]] = map,
+) -> bytes:
     """The model's bytes.
 
     Args:
         data: of the archive.
         base: of the model that it was packed against, if it was.
         most: bytes of a model that are allowed.
+        run: decodes chunks as `map` does, which makes one when it is wanted; that of an executor makes all at once.
 
     Raises:
         ArchiveError: not an archive, of another version, damaged, larger than allowed, or of another base.
     """
     try:
-        return b"".join(parts(data, base, most, decoder))
+        return b"".join(parts(data, base, most, decoder, run))
     except MemoryError:
         raise ArchiveError("the model does not fit into memory; unpack it where there is more of it") from None
 
 
 def parts(
-    data: bytes, base: bytes | None = None, most: int = LIMIT_BYTES, decoder: type[Decoder] = Words
+    data: bytes,
+    base: bytes | None = None,
+    most: int = LIMIT_BYTES,
+    decoder: type[Decoder] = Words,
+    run: Callable[..., Iterator[bytes]] = map,
 ) -> Iterator[bytes]:
     """The same, piece by piece: of a tensor in several chunks, one is decoded at a time."""
     header = read_header(data, most)
-    yield from pieces(data, header, read_index(data, header, decoder), base, decoder)
+    yield from pieces(data, header, read_index(data, header, decoder), base, decoder, run)
 
 
 def pieces(
-    data: bytes, header: Header, index: Index, base: bytes | None = None, decoder: type[Decoder] = Words
+    data: bytes,
+    header: Header,
+    index: Index,
+    base: bytes | None = None,
+    decoder: type[Decoder] = Words,
+    run: Callable[..., Iterator[bytes]] = map,
 ) -> Iterator[bytes]:
     """The same of an archive whose index is read already."""
     if header.base and (base is None or sha256(base).digest() != header.base):
@@ -279,7 +295,8 @@ def pieces(
             f"packed against a model whose SHA-256 begins {header.base.hex()[:16]}; {got}; give that model as its "
             "base, or `gossamer unpack --base` first"
         )
-    flows = [_Flow(data, header, index, stream, decoder) for stream in index.streams]
+    known = index._replace(cuts=(), skeleton=b"", streams=())  # all that decoding needs
+    flows = [_Flow(data, header, known, stream, decoder, run) for stream in index.streams]
     at = 0
     for cut in index.cuts:
         yield index.skeleton[at : at + cut.gap]
@@ -547,29 +564,35 @@ def _spelled(data: bytes, length: int) -> bytes:
 class _Flow:
     """The bytes of one stream, taken from the front; one chunk is held at a time, of bit planes all of them."""
 
-    def __init__(self, data: bytes, header: Header, index: Index, stream: Stream, decoder: type[Decoder]) -> None:
-        self.data, self.header, self.index, self.stream, self.decoder = data, header, index, stream, decoder
-        self.next, self.held, self.at = 0, b"", 0
+    def __init__(
+        self,
+        data: bytes,
+        header: Header,
+        index: Index,
+        stream: Stream,
+        decoder: type[Decoder],
+        run: Callable[..., Iterator[bytes]],
+    ) -> None:
+        sections = header.sections[stream.section : stream.section + len(stream.chunks)]
+        coded = (section_of(data, section) for section in sections)
+        decode = partial(chunk_of, stream=stream, index=index, decoder=decoder)
+        self.chunks = run(decode, coded, [section.decoded for section in sections])
+        self.stream, self.held, self.at = stream, b"", 0
 
     def take(self, length: int) -> Iterator[bytes]:
         """So many bytes, in pieces; the index was checked to have as many."""
         while length:
             if self.at == len(self.held):
                 self.held, self.at = b"", 0  # let go of before there is another
-                self.held = self._planes() if self.stream.kind == PLANES else self._chunk()
+                self.held = self._planes() if self.stream.kind == PLANES else next(self.chunks)
             piece = self.held[self.at : self.at + length]
             self.at += len(piece)
             length -= len(piece)
             yield piece
 
-    def _chunk(self) -> bytes:
-        section = self.header.sections[self.stream.section + self.next]
-        self.next += 1
-        return chunk_of(section_of(self.data, section), section.decoded, self.stream, self.index, self.decoder)
-
     def _planes(self) -> bytes:
         """Rule 7: the lowest bits of all chunks, then the next."""
-        parts = [self._chunk() for _ in self.stream.chunks]
+        parts = list(self.chunks)
         each = [len(part) // self.stream.unit for part in parts]
         return b"".join(
             part[bit * size : (bit + 1) * size]

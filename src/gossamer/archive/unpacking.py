@@ -9,33 +9,56 @@ from gossamer.archive.reader import LIMIT_BYTES, MAGIC, unpack
 from gossamer.archive.tables import Decoder
 from gossamer.errors import ArchiveError, ModelError
 
+WORTH_BYTES = 1 << 20  # of an archive: what takes less time than a process takes to start is decoded by this one
 
-def read_archive(archive: str | Path | bytes, base: str | Path | None = None, most: int = LIMIT_BYTES) -> bytes:
+
+def read_archive(
+    archive: str | Path | bytes, base: str | Path | None = None, most: int = LIMIT_BYTES, processes: int = 1
+) -> bytes:
     """The bytes of the ONNX file that was packed.
 
     Args:
         archive: its file, or its bytes.
+        processes: that decode chunks at the same time (one thread at a time can, in a process). It takes a quarter of
+            a second to start them: worth it from some ten million weights on. A script that asks for more than one has
+            its own calls below `if __name__ == "__main__":`, as always where Python starts processes.
 
     Raises:
         ArchiveError: see `unpack_file`.
     """
     if isinstance(archive, bytes):
-        return _unpacked(Path("the archive"), archive, base, most)
-    return _unpacked(Path(archive), file_bytes(Path(archive)), base, most)
+        return _unpacked(Path("the archive"), archive, base, most, processes)
+    return _unpacked(Path(archive), file_bytes(Path(archive)), base, most, processes)
 
 
 def model_bytes(path: Path) -> bytes:
     """Of an ONNX file, or of the one in an archive, whatever its name."""
     data = file_bytes(path)
-    return _unpacked(path, data, None, LIMIT_BYTES) if data.startswith(MAGIC) else data
+    return _unpacked(path, data, None, LIMIT_BYTES, 1) if data.startswith(MAGIC) else data
 
 
-def _unpacked(path: Path, data: bytes, base: str | Path | None, most: int) -> bytes:
+def _unpacked(path: Path, data: bytes, base: str | Path | None, most: int, processes: int) -> bytes:
     before = None if base is None else model_bytes(Path(base))
     try:
-        return unpack(data, before, most, Decoder)
+        if processes == 1 or len(data) < WORTH_BYTES:
+            return unpack(data, before, most, Decoder)
+        return _at_once(data, before, most, processes)
     except ArchiveError as error:
         raise ArchiveError(f"{path}: {error}") from None
+
+
+def _at_once(data: bytes, before: bytes | None, most: int, processes: int) -> bytes:
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
+    pool = ProcessPoolExecutor(processes, get_context("spawn"))  # a fork may hold a lock of a runtime's threads
+    try:
+        return unpack(data, before, most, Decoder, pool.map)
+    except BrokenProcessPool:
+        raise ArchiveError("a process that decoded was ended, perhaps for want of memory; use fewer") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def file_bytes(path: Path) -> bytes:

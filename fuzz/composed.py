@@ -8,7 +8,7 @@ import numpy as np
 from tests.archive import building
 from tests.archive.building import Kernels, Opened, Stream, number, numbers
 
-from gossamer.archive.reader import CLASSED, CONSTANT, FEW, FLOATS, INTEGERS, PLANES, TOP, WORDS
+from gossamer.archive.reader import CLASSED, CONSTANT, FEW, FLOATS, INTEGERS, PLANES, TOP, WIDE, WORDS
 
 UNITS = {
     INTEGERS: (1, 2, 4, 8),
@@ -16,6 +16,7 @@ UNITS = {
     FLOATS: (1, 2, 4, 8),
     FEW: (*range(1, 17),),
     PLANES: (*range(1, 9),),
+    WIDE: (1, 2, 4, 8),
 }
 Choose = Callable[[int], int]  # from 0 up to that
 Table = tuple[int, int, list[int]]
@@ -52,13 +53,14 @@ def _filter(choose: Choose) -> Kernels:
 
 
 def _stream(choose: Choose, tables: list[Table], filters: list[Kernels], source: Iterator[int]) -> Stream:
-    kind, low = choose(PLANES), choose(255)
+    kind = choose(WIDE)
+    low = choose(9 if kind == WIDE else 255)
     unit = UNITS[kind][choose(len(UNITS[kind]) - 1)]
     values = bytes(choose(255) for _ in range(unit * (1 + choose(20)))) if kind == FEW else b""
     bits, known = (unit, 1 << unit) if kind in (INTEGERS, PLANES) else (8 * unit, 256)
     known = len(values) // unit if kind == FEW else known
     usable = len(filters) if kind in (INTEGERS, PLANES) else 0
-    planes = [_plane(choose, tables, usable) for _ in range(unit if kind in (WORDS, FLOATS) else 1)]
+    planes = [_plane(choose, tables, usable) for _ in range(unit if kind in (WORDS, FLOATS) else 1 + (kind == WIDE))]
     chunks = []
     for _ in range(1 + choose(2)):
         count = items = 8 * (1 + choose(7)) * (8 if kind == INTEGERS else 1)

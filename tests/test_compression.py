@@ -12,9 +12,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.packaged import demo_in
 from tests.quick import first_round_only, time_little
+from typer.testing import CliRunner
 
 import gossamer
 from gossamer import search, trials
+from gossamer.cli import app
 from gossamer.errors import CandidateError
 from gossamer.measuring.latency import Timing
 from gossamer.nouns.record import record_from_json
@@ -28,6 +30,12 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first round only, and little timing: nothing here depends on a close race."""
     time_little(monkeypatch)
     first_round_only(monkeypatch)
+
+
+def test_the_demo_compresses_what_it_lays_down(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["demo", "-o", str(tmp_path), "--json"])
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in tmp_path.iterdir()} == {*OUTPUTS, "original.onnx", "data.npz"}
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from gossamer.archive import is_archive
 from gossamer.errors import OptionError, OutputError
 from gossamer.intake.onnx_file import read
 from gossamer.nouns.model import files_of, save, sha256, whole_file
 
-RESULTS = ("model.onnx", "model.goss", "original.onnx")  # models that a folder may receive
+RESULTS = ("model.onnx", "model.goss")  # models that a folder may receive,
+ORIGINAL = "original.onnx"  # and what was unpacked or translated from the one that was given
 
 
 def writable_folder(out: str | Path) -> Path:
@@ -44,7 +46,7 @@ def check_not_input(model: Any, folder: Path) -> None:
     source = Path(model) if isinstance(model, str | Path) else getattr(model, "path", None)
     if source is None:
         return
-    for target in (folder / name for name in RESULTS):
+    for target in (folder / name for name in (*RESULTS, *([ORIGINAL] if is_archive(source) else []))):
         if target.exists() and source.resolve() == target.resolve():
             raise OptionError(
                 f"{target} is the model that was given, and the result would replace it; choose another -o"

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 import gossamer
 from gossamer.archive.files import pack_file
-from gossamer.delivery import deliver, publish, seen_from
+from gossamer.delivery import ORIGINAL, deliver, publish, seen_from
 from gossamer.diagnosis import diagnose
 from gossamer.errors import GossamerError
 from gossamer.gate import Baseline, meets
@@ -63,7 +63,7 @@ def hand_over(
     if bench.select.packed:
         pack_file(staged / "model.onnx", artifact)
     if source.path is None:  # leave the file that the result was held against
-        deliver(bench.path, staged / "original.onnx")
+        deliver(bench.path, staged / ORIGINAL)
     learned = any(map(trains, chosen.steps))
     calibration = replace(
         bench.calibration,

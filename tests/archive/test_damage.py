@@ -29,7 +29,7 @@ from tests.archive.building import (
 )
 
 from gossamer.archive import reader
-from gossamer.archive.reader import FEW, FILTERS, FLOATS, INTEGERS, PLANES, WORDS, Words, unpack
+from gossamer.archive.reader import FEW, FILTERS, FLOATS, INTEGERS, PLANES, WIDE, WORDS, Words, unpack
 from gossamer.archive.tables import Decoder
 from gossamer.errors import ArchiveError
 
@@ -252,9 +252,17 @@ DAMAGED = {
         archive_of([Stream(WORDS, 2, 0, (RAW, RAW), ((b"\5", 8),))], [(0, 8, 0, 0)], b""),
         "has 5 where at most 1 is allowed",
     ),
+    "a second plane of nine bits": (
+        archive_of([Stream(WIDE, 2, 9, (RAW, RAW), ((b"", 8),))], [(0, 8, 0, 0)], b""),
+        "9 bits in its second plane",
+    ),
+    "wide integers of one plane": (
+        archive_of([Stream(WIDE, 2, 1, (RAW,), ((b"", 8),))], [(0, 8, 0, 0)], b""),
+        "planes that its kind has not",
+    ),
     "a kind that there is not": (
-        archive_of([Stream(5, 1, 0, (RAW,), ((b"12345678", 8),))], [(0, 8, 0, 0)], b""),
-        "has 5 where at most 4 is allowed",
+        archive_of([Stream(6, 1, 0, (RAW,), ((b"12345678", 8),))], [(0, 8, 0, 0)], b""),
+        "has 6 where at most 5 is allowed",
     ),
     "a chunk of no bytes": (archive_of([Stream(WORDS, 1, 0, (RAW,), ((b"", 0),))], [], b"12"), "a chunk of no bytes"),
     "a stream without chunks": (

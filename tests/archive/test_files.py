@@ -69,6 +69,8 @@ def test_several_processes_give_the_same_bytes_and_the_same_errors(
     assert gossamer.read_archive(tmp_path / "m.goss", processes=2) == model.read_bytes()
     run("unpack", tmp_path / "m.goss", "--processes", 2, "-o", tmp_path / "back.onnx")
     assert (tmp_path / "back.onnx").read_bytes() == model.read_bytes()
+    with pytest.raises(OptionError, match="processes are 0"):
+        gossamer.read_archive(tmp_path / "m.goss", processes=0)
     data = bytearray((tmp_path / "m.goss").read_bytes())
     data[-9] ^= 4
     (tmp_path / "m.goss").write_bytes(data)
@@ -216,6 +218,9 @@ def test_a_result_does_not_replace_the_archive_it_is_made_from(model: Path, tmp_
     gossamer.pack_file(model, tmp_path / "model.goss")
     with pytest.raises(OptionError, match="is the model that was given"):
         gossamer.compress(tmp_path / "model.goss", tmp_path / "data.npz", out=tmp_path)
+    (tmp_path / "model.goss").rename(tmp_path / "original.onnx")
+    with pytest.raises(OptionError, match="is the model that was given"):
+        gossamer.compress(tmp_path / "original.onnx", tmp_path / "data.npz", out=tmp_path)
 
 
 def test_an_archive_is_known_by_how_it_begins(model: Path, tmp_path: Path) -> None:

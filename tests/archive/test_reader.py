@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.archive.building import Kernels, Stream, archive_of, classed, closed, coded, table
 
 from gossamer.archive import reader
-from gossamer.archive.reader import FEW, FLOATS, INTEGERS, PLANES, WORDS, Words, frequencies, unpack
+from gossamer.archive.reader import FEW, FLOATS, INTEGERS, PLANES, WIDE, WORDS, Words, frequencies, unpack
 from gossamer.archive.tables import Decoder, Encoder
 from gossamer.errors import ArchiveError
 
@@ -44,7 +44,7 @@ def test_there_is_an_old_archive_of_every_kind() -> None:
     for path in FIXTURES.glob("*.goss"):
         data = path.read_bytes()
         kinds |= {stream.kind for stream in reader.read_index(data, reader.read_header(data)).streams}
-    assert kinds == {INTEGERS, WORDS, FLOATS, FEW, PLANES}
+    assert kinds == {INTEGERS, WORDS, FLOATS, FEW, PLANES, WIDE}
 
 
 def test_frequencies_are_whole_numbers_that_can_be_written_down() -> None:
@@ -199,6 +199,11 @@ def test_bit_planes_of_several_chunks_lie_one_behind_the_other() -> None:
         (Stream(FLOATS, 2, 1, (RAW, RAW), ((b"\2\1\x80\0\2\3\0", 8),)), bytes.fromhex("0000 0081 c001 0000")),
         (Stream(FEW, 3, 0, (RAW,), ((b"\1\0\1", 9),), b"abcdef"), b"defabcdef"),
         (Stream(WORDS, 1, 0, (RAW,), ((b"12345678", 8), (b"9", 1))), b"123456789"),
+        (
+            Stream(WIDE, 2, 3, (RAW, RAW), ((b"\4\0\1\7\2\x80\x80\x7f\xff", 8),)),
+            np.array([0, 1, -1, 1018], "<i2").tobytes(),
+        ),
+        (Stream(WIDE, 4, 0, (RAW, b"\1\0"), ((b"\0\x7f\x82", 8),)), np.array([-1, 2], "<i4").tobytes()),
     ],
 )
 def test_kinds_of_streams_by_hand(stream: Stream, wanted: bytes) -> None:

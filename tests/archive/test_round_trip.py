@@ -18,6 +18,7 @@ from gossamer.archive.reader import (
     FLOATS,
     INTEGERS,
     PLANES,
+    WIDE,
     WORDS,
     Index,
     parts,
@@ -181,6 +182,7 @@ def test_large_tensors_come_back_from_each_kind_of_stream() -> None:
     bell = rng.normal(0, 0.04, (300, 400)).astype(np.float32)
     steps = np.clip(np.round(rng.normal(0, 20, (300, 400))), -128, 127).astype(np.int8)
     codebook = np.sort(rng.normal(0, 1, 16).astype(np.float32))[rng.integers(0, 16, (300, 400))]
+    wide = np.round(rng.normal(0, 400, (300, 400))).astype(np.int16)
     bits = np.packbits(rng.integers(0, 2, (3, 120_000)).astype(np.uint8), axis=1, bitorder="little")[:, :, None]
     shape = np.array([300, 400])
     data = comes_back(
@@ -189,11 +191,12 @@ def test_large_tensors_come_back_from_each_kind_of_stream() -> None:
             tensor("int8", TensorProto.INT8, steps.shape, steps.tobytes()),
             tensor("few", TensorProto.FLOAT, codebook.shape, codebook.tobytes()),
             tensor("where", TensorProto.INT64, (20_000,), rng.integers(0, 2**40, 20_000).tobytes()),
+            tensor("int16", TensorProto.INT16, wide.shape, wide.tobytes()),
             tensor("odd_planes", TensorProto.UINT8, bits.shape, bits.tobytes()),
             tensor("odd_shape", TensorProto.INT64, (2,), shape.tobytes()),
         )
     )
-    assert {stream.kind for stream in held(data).streams} == {FLOATS, INTEGERS, FEW, WORDS, PLANES}
+    assert {stream.kind for stream in held(data).streams} == {FLOATS, INTEGERS, FEW, WORDS, PLANES, WIDE}
 
 
 def test_a_tensor_of_many_chunks_is_handed_over_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

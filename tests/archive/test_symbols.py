@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.archive.reader import FEW, FLOATS, INTEGERS, PLANES, WORDS
+from gossamer.archive.reader import FEW, FLOATS, INTEGERS, PLANES, WIDE, WORDS
 from gossamer.archive.spans import Span
 from gossamer.archive.symbols import EXPONENT_BITS, Taken, taken
 
-INT8, UINT8, FLOAT16, FLOAT, INT64, UINT4, INT4 = 3, 2, 10, 1, 7, 21, 22
+INT8, UINT8, FLOAT16, FLOAT, INT16, INT64, UINT4, INT4 = 3, 2, 10, 1, 5, 7, 21, 22
 
 
 def span(data: bytes, data_type: int, shape: tuple[int, ...], name: str = "w") -> Span:
@@ -85,6 +85,22 @@ def test_numbers_that_repeat_become_indices_by_size() -> None:
     assert np.array_equal(np.argsort(found.planes[0].level), np.argsort(np.abs(table)))
 
 
+@pytest.mark.parametrize("spread", [20, 300, 9000])
+def test_wide_integers_are_eight_bits_and_the_rest(spread: int) -> None:
+    values = np.clip(np.round(np.random.default_rng(0).normal(0, spread, (60, 200))), -32768, 32767).astype(np.int16)
+    found = of(values, INT16)
+    assert found.kind == WIDE
+    first, rest = (plane.values.astype(np.int64) for plane in found.planes)
+    assert np.array_equal((first - 128) * 2**found.low + rest, values.ravel())
+    assert rest.max() < 2**found.low and found.planes[0].width == 200
+    assert np.abs(first - 128).max() >= 64 or found.low == 0
+
+
+def test_wide_integers_of_few_values_are_indices() -> None:
+    values = np.random.default_rng(0).choice(np.array([-9000, 0, 7, 12000], np.int16), 4000)
+    assert of(values, INT16).kind == FEW
+
+
 def test_signalling_nans_make_no_noise() -> None:
     values = np.full(64, 0x7F800001, np.uint32)
     found = of(values, FLOAT)
@@ -104,4 +120,4 @@ def test_what_is_too_small_for_tables_is_not_taken(data_type: int, dtype: type, 
     more = np.arange(numbers + 1).astype(dtype).tobytes()
     assert taken(small, span(small, data_type, (numbers,)), {}) is None
     found = taken(more, span(more, data_type, (numbers + 1,)), {})
-    assert found is not None and found.kind in (INTEGERS, WORDS, FEW)
+    assert found is not None and found.kind in (INTEGERS, WORDS, FEW, WIDE)

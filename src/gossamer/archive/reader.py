@@ -67,7 +67,7 @@ PHRASES = (  # of graphs, each a byte from 192 on, rule 5
     b"_dequantized_scaled|_indices|_quantized|_scale|_shape|_zero_point|conv|input|linear|main_graph|node_|output|"
     b"pytorch|\xa0\x01\x02|\xa0\x01\x07"
 ).split(b"|")
-INTEGERS, WORDS, FLOATS, FEW, PLANES = range(5)  # how the bytes of a stream are made, rule 7
+INTEGERS, WORDS, FLOATS, FEW, PLANES, WIDE = range(6)  # how the bytes of a stream are made, rule 7
 RAW, CONSTANT, CLASSED = range(3)  # how a plane of symbols is coded, rule 9
 SUMS = "the archive's index does not add up to its model"
 
@@ -148,7 +148,8 @@ class Stream(NamedTuple):
     Attributes:
         kind: how symbols become bytes.
         unit: bits of an item in INTEGERS and PLANES, bytes of one in the others.
-        low: what symbol 0 stands for; 1 in FLOATS: where the first plane is 0 so are the others, which leave it out.
+        low: what symbol 0 stands for; 1 in FLOATS: where the first plane is 0 so are the others, which leave it out;
+            in WIDE the bits that the second plane holds.
         values: of FEW, item by item.
         known: how many symbols there are.
         section: the first of as many sections as there are chunks.
@@ -503,13 +504,14 @@ def _filter(index: Bytes) -> Filter:
 def _stream(
     index: Bytes, header: Header, section: int, tables: list[np.ndarray], filters: tuple[Filter, ...]
 ) -> Stream:
-    kind, unit, low = index.number(PLANES), index.number(16), index.number(255)
+    kind, unit, low = index.number(WIDE), index.number(16), index.number(255)
     values = index.take(index.number(LARGEST_ALPHABET) * unit) if kind == FEW else b""
-    wanted = unit if kind in (WORDS, FLOATS) else 1
-    if not unit or (kind in (WORDS, FLOATS) and unit not in (1, 2, 4, 8)) or index.number(16) != wanted:
+    wanted = unit if kind in (WORDS, FLOATS) else 1 + (kind == WIDE)
+    if not unit or (kind in (WORDS, FLOATS, WIDE) and unit not in (1, 2, 4, 8)) or index.number(16) != wanted:
         raise ArchiveError("a stream has planes that its kind has not; the file is damaged")
     if kind in (INTEGERS, PLANES) and (unit > 8 or (kind == INTEGERS and 8 % unit)):
         raise ArchiveError(f"a stream has integers of {unit} bits; the file is damaged")
+    _refuse(kind == WIDE and low > 8, f"a stream has {low} bits in its second plane")
     known = 1 << unit if kind in (INTEGERS, PLANES) else len(values) // unit if kind == FEW else 256
     usable = len(filters) if kind in (INTEGERS, PLANES) else 0
     planes = tuple(_plane(index, known, tables, usable) for _ in range(wanted))
@@ -582,13 +584,15 @@ class _Flow:
     def take(self, length: int) -> Iterator[bytes]:
         """So many bytes, in pieces; the index was checked to have as many."""
         while length:
-            if self.at == len(self.held):
-                self.held, self.at = b"", 0  # let go of before there is another
+            if not self.held:
                 self.held = self._planes() if self.stream.kind == PLANES else next(self.chunks)
             piece = self.held[self.at : self.at + length]
             self.at += len(piece)
             length -= len(piece)
+            if self.at == len(self.held):
+                self.held, self.at = b"", 0  # let go of before there is another
             yield piece
+            del piece
 
     def _planes(self) -> bytes:
         """Rule 7: the lowest bits of all chunks, then the next."""
@@ -788,6 +792,11 @@ def _joined(planes: list[np.ndarray], stream: Stream) -> bytes:
             whole = (whole >> 1) | (whole << (8 * stream.unit - 1))  # the sign was at the bottom
         joined: bytes = whole.astype(f"<u{stream.unit}").tobytes()
         return joined
+    if stream.kind == WIDE:
+        wide: bytes = (
+            ((planes[0].astype(np.int64) - 128 << stream.low) + planes[1]).astype(f"<u{stream.unit}").tobytes()
+        )
+        return wide
     unsigned = (planes[0] + np.uint8(stream.low)) & np.uint8((1 << stream.unit) - 1)
     if stream.kind == PLANES:
         bits = unsigned.reshape(1, -1, 8) >> np.arange(stream.unit, dtype=np.uint8).reshape(-1, 1, 1) & 1

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gossamer.archive.reader import FEW, FLOATS, INTEGERS, PLANES, WORDS
+from gossamer.archive.reader import FEW, FLOATS, INTEGERS, PLANES, WIDE, WORDS
 from gossamer.archive.spans import Span
-from gossamer.arith.entropy import occurrences
+from gossamer.arith.entropy import entropy_of, occurrences
 
 # numbers of TensorProto.DataType
 INTEGER_BITS = {2: 8, 3: 8, 9: 8, 21: 4, 22: 4, 25: 2, 26: 2}
@@ -22,6 +22,7 @@ WORD_BYTES = {4: 2, 5: 2, 6: 4, 7: 8, 12: 4, 13: 8}
 MOST_VALUES = 4096  # that a table of few values has
 LEAST_BYTES = 64  # of a stream; what is smaller stays in the skeleton
 DOMINANT = 0.4  # share of the most common number that makes it zero
+TABLE_BITS = 6  # of an entry, about
 SAMPLE = 1 << 16  # numbers that are looked at first, to see whether a tensor can have few values
 
 
@@ -88,6 +89,8 @@ def taken(data: bytes, span: Span, shapes: Mapping[str, tuple[int, ...]]) -> Tak
             return _bit_planes(data, bits, _width(shapes.get(span.name.removesuffix("_planes") + "_shape", ())))
         return _integers(data, unit, span.data_type in SIGNED, width)
     few = _few(data, unit, width, kind == FLOATS) if unit > 1 else None
+    if kind == WORDS and (wide := _wide(data, unit, width)) and (few is None or _order0(wide) < _order0(few)):
+        return wide
     return few or _words(data, unit, width, kind, EXPONENT_BITS.get(span.data_type, 8))
 
 
@@ -163,6 +166,29 @@ def _few(data: bytes, unit: int, width: int, floats: bool) -> Taken | None:
     width = width if len(items) % width == 0 else 1
     symbols = Symbols(indices.reshape(-1).astype(np.uint16), width, level)
     return Taken(FEW, unit, 0, found.astype(f"<u{unit}").tobytes(), (symbols,))
+
+
+def _wide(data: bytes, unit: int, width: int) -> Taken | None:
+    """Integers that need no more than 16 bits: the highest eight, as integers of that many are taken, and the rest.
+
+    The lower a bit, the less it depends on the others; and tables of 256 symbols are soon written.
+    """
+    items = np.frombuffer(data, f"<i{unit}")
+    low = max(int(abs(end + (end < 0))).bit_length() for end in (int(items.min()), int(items.max()))) - 7
+    if low > 8:
+        return None
+    low = max(low, 0)
+    width = width if len(items) % width == 0 else 1
+    first = ((items >> low) + 128).astype(np.uint8)
+    level = np.abs(np.arange(256) - 128).astype(np.float32)
+    rest = Symbols((items & ((1 << low) - 1)).astype(np.uint8), 1, np.zeros(256, np.float32))
+    return Taken(WIDE, unit, low, b"", (Symbols(first, width, level), rest))
+
+
+def _order0(found: Taken) -> float:
+    """Bits at the entropy of each plane, with its table and values."""
+    tables = sum(TABLE_BITS * np.count_nonzero(plane.counts) for plane in found.planes)
+    return 8 * len(found.values) + float(tables) + sum(entropy_of(plane.counts) for plane in found.planes)
 
 
 def _sizes(found: np.ndarray, unit: int) -> np.ndarray | None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
 
 from gossamer.archive import SUFFIX
 from gossamer.archive.reader import LIMIT_BYTES, MAGIC, unpack
 from gossamer.archive.tables import Decoder
-from gossamer.errors import ArchiveError, ModelError
+from gossamer.errors import ArchiveError, ModelError, OptionError
 
-WORTH_BYTES = 1 << 20  # of an archive: what takes less time than a process takes to start is decoded by this one
+WORTH_BYTES = 1 << 22  # of an archive: what takes less time than a process takes to start is decoded by this one
 
 
 def read_archive(
@@ -19,12 +24,13 @@ def read_archive(
 
     Args:
         archive: its file, or its bytes.
-        processes: that decode chunks at the same time (one thread at a time can, in a process). It takes a quarter of
-            a second to start them: worth it from some ten million weights on. A script that asks for more than one has
+        processes: that decode chunks at the same time (one thread at a time can, in a process), where the archive has
+            4 MB or more: they take up to a second to start. A script that asks for more than one is a file, and has
             its own calls below `if __name__ == "__main__":`, as always where Python starts processes.
 
     Raises:
         ArchiveError: see `unpack_file`.
+        OptionError: no processes.
     """
     if isinstance(archive, bytes):
         return _unpacked(Path("the archive"), archive, base, most, processes)
@@ -38,6 +44,8 @@ def model_bytes(path: Path) -> bytes:
 
 
 def _unpacked(path: Path, data: bytes, base: str | Path | None, most: int, processes: int) -> bytes:
+    if processes < 1:
+        raise OptionError(f"processes are {processes}; at least 1 decodes")
     before = None if base is None else model_bytes(Path(base))
     try:
         if processes == 1 or len(data) < WORTH_BYTES:
@@ -54,11 +62,32 @@ def _at_once(data: bytes, before: bytes | None, most: int, processes: int) -> by
 
     pool = ProcessPoolExecutor(processes, get_context("spawn"))  # a fork may hold a lock of a runtime's threads
     try:
+        with _interrupts_ignored():
+            for _ in range(processes):
+                pool.submit(os.getpid)
         return unpack(data, before, most, Decoder, pool.map)
     except BrokenProcessPool:
-        raise ArchiveError("a process that decoded was ended, perhaps for want of memory; use fewer") from None
+        raise ArchiveError(
+            "a process that decodes ended: there is too little memory, or the script that asks for several is no file, "
+            'or has its calls not below `if __name__ == "__main__":`; one process needs none of that'
+        ) from None
+    except (OSError, AssertionError):  # no more files or processes may be opened, or this one may have no children
+        return unpack(data, before, most, Decoder)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Also by processes that are started meanwhile: Ctrl-C is for this one, which ends them."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def file_bytes(path: Path) -> bytes:

@@ -16,7 +16,6 @@ many bits as they need, eight of EfficientNet-Lite0's where floats took 14.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from math import ceil
 from typing import Literal, TypeVar
@@ -65,19 +64,19 @@ def ladder(
     if not signal > 0 or not w_GOK.size:
         return whole, Option(Grid(2), 0.0, 0.0, signal, 1)  # whatever it is, no output hears of it
     worth = None if moments.rows_GO is not None else _worth(moments, taps_of(k_shape))
-    saved_bits = 0.0 if worth is None else _saved_bits(worth, w_GOK.size)
     rungs = [on_rung(Grid(8), rung, w_GOK.size) for rung in range(len(RUNGS_DB))]
     if worth is None:
         fine = RUNGS_DB < FINEST_DB
         rungs = [msgspec.structs.replace(one, bits=16) if f else one for one, f in zip(rungs, fine, strict=True)]
     else:
-        rungs = [_granular(one, w_GOK, worth, saved_bits > 0, signal) for one in rungs]
+        pays = _saved_bits(worth, w_GOK.size) > 0
+        rungs = [_granular(one, w_GOK, worth, pays, signal) for one in rungs]
     if solve is None:
         return whole, *_estimated(rungs, w_GOK.size, signal, solved)
     rivals = [on_rung(*one, w_GOK.size) for one in RIVALS if not one[0].obstacle(w_GOK.shape)]
     asked = [*(rungs[place] for place in ANCHORS), *(rivals if w_GOK.size <= MOST_OF_RIVALS else ())]
     found = [_option(constraint, solve, w_GOK, moments, k_shape) for constraint in asked]
-    return whole, *_between(rungs, w_GOK.shape, found[: len(ANCHORS)], saved_bits), *found[len(ANCHORS) :]
+    return whole, *_between(rungs, w_GOK.size, found[: len(ANCHORS)]), *found[len(ANCHORS) :]
 
 
 def on_rung(constraint: Rated, rung: int, weights: int) -> Rated:
@@ -140,24 +139,17 @@ def _bits_of_steps(steps: np.ndarray) -> float:
     return entropy_bits(places) + 32 * len(levels) + NODE_BITS
 
 
-def _between(
-    rungs: Sequence[Grid], shape_GOK: tuple[int, ...], anchors: Sequence[Option], saved_bits: float
-) -> list[Option]:
+def _between(rungs: Sequence[Grid], weights: int, anchors: Sequence[Option]) -> list[Option]:
     """Noise on a line through two anchors, and bits as well, these as t with bits = log2(1 + 2^t).
 
     Many bits fall by one for 6 dB, few by a share for each: t is close to a straight line from end to end. Beyond the
-    first anchor it is 6 dB a bit, and rungs with scales of rows have these besides.
-
-    Args:
-        saved_bits: by steps of inputs.
+    first anchor it is 6 dB a bit.
     """
-    weights, rows = math.prod(shape_GOK), math.prod(shape_GOK[:2])
     signal = anchors[0].zero_loss
     noise_db = 10 * np.log10([max(one.noise_ratio, 1e-12) for one in anchors])
     bits = np.array([8 * one.stored_bytes / weights for one in anchors])
     t = np.log2(np.expm1(bits * np.log(2)))
-    more_bits: dict[str | int, float] = {"input": 0.0, "tensor": saved_bits, "channel": saved_bits + FLOAT_BITS * rows}
-    first, found = ANCHORS[0], []
+    found = []
     for rung, decibels in enumerate(RUNGS_DB):
         far = (rung - ANCHORS[0]) / (ANCHORS[1] - ANCHORS[0])
         if far < 0:
@@ -171,7 +163,7 @@ def _between(
                 signal * float(10 ** (loss_db / 10)),
                 anchors[0].nearest_loss,
                 signal,
-                ceil((taken * weights + more_bits[rungs[rung].granularity] - more_bits[rungs[first].granularity]) / 8),
+                ceil(taken * weights / 8),
                 anchors[0].reason if rung in ANCHORS else BETWEEN,
             )
         )

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
+from gossamer.archive import is_archive
 from gossamer.gate import baseline, judge, meets, open_original
 from gossamer.intake.binding import bind
 from gossamer.intake.normalise import normalise
@@ -19,7 +20,7 @@ from gossamer.measuring.layer_error import layer_errors
 from gossamer.measuring.machine import peak_rss_bytes
 from gossamer.measuring.quality import choose_metric
 from gossamer.nouns.budget import Budget, check_budget
-from gossamer.nouns.facts import Facts
+from gossamer.nouns.facts import Bytes, Facts
 from gossamer.nouns.model import Model, save
 from gossamer.nouns.record import Comparison
 from gossamer.nouns.target import Target
@@ -88,13 +89,19 @@ def compare(
         met=meets(facts, Budget(max_drop)),
         artifact=str(result),
         accuracy=facts.accuracy,
-        bytes=facts.bytes,
+        bytes=Bytes(_stored(original, facts.bytes.original), _stored(result, facts.bytes.result)),
         latency_ms=facts.latency_ms,
         seconds=perf_counter() - begin,
         peak_rss_bytes=peak_rss_bytes(),
         max_drop=max_drop,
         layers=tuple(layer_errors(normalise(before), after, few)),
     )
+
+
+def _stored(given: Any, unpacked_bytes: int) -> int:
+    """Bytes of a model, or of the archive that it was given in."""
+    packed = isinstance(given, str | Path) and is_archive(Path(given))
+    return Path(given).stat().st_size if packed else unpacked_bytes
 
 
 def verify(

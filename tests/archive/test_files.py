@@ -15,6 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.packaged import demo_in
+from tests.quick import time_little
 from typer.testing import CliRunner
 
 import gossamer
@@ -97,6 +98,15 @@ def test_an_archive_stands_in_for_its_model(model: Path, tmp_path: Path) -> None
     for loaded in (read, packed):
         gossamer.save(loaded, tmp_path / f"{loaded.name}.onnx")
     assert (tmp_path / "original.onnx.onnx").read_bytes() == (tmp_path / "m.goss.onnx").read_bytes()
+
+
+def test_an_archive_is_compared_by_its_own_bytes(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    time_little(monkeypatch)
+    gossamer.pack_file(model, tmp_path / "m.goss")
+    found = gossamer.compare(model, tmp_path / "m.goss", model.parent / "data.npz")
+    assert found.met and found.accuracy.drop == 0
+    assert found.bytes.original == model.stat().st_size
+    assert found.bytes.result == (tmp_path / "m.goss").stat().st_size
 
 
 def test_an_update_is_small_and_needs_its_base(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def _at_once(data: bytes, before: bytes | None, most: int, processes: int) -> by
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
+    processes = min(processes, os.cpu_count() or 1)  # more would wait for each other
     pool = ProcessPoolExecutor(processes, get_context("spawn"))  # a fork may hold a lock of a runtime's threads
     try:
         with _interrupts_ignored():

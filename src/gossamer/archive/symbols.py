@@ -174,10 +174,9 @@ def _wide(data: bytes, unit: int, width: int) -> Taken | None:
     The lower a bit, the less it depends on the others; and tables of 256 symbols are soon written.
     """
     items = np.frombuffer(data, f"<i{unit}")
-    low = max(int(abs(end + (end < 0))).bit_length() for end in (int(items.min()), int(items.max()))) - 7
+    low = max(int(max(items.max(), ~items.min())).bit_length() - 7, 0)
     if low > 8:
         return None
-    low = max(low, 0)
     width = width if len(items) % width == 0 else 1
     first = ((items >> low) + 128).astype(np.uint8)
     level = np.abs(np.arange(256) - 128).astype(np.float32)

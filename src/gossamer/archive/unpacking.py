@@ -8,11 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import current_thread, main_thread
+from typing import TYPE_CHECKING
 
 from gossamer.archive import SUFFIX
 from gossamer.archive.reader import LIMIT_BYTES, MAGIC, unpack
 from gossamer.archive.tables import Decoder
 from gossamer.errors import ArchiveError, ModelError, OptionError
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
 
 WORTH_BYTES = 1 << 22  # of an archive: what takes less time than a process takes to start is decoded by this one
 
@@ -56,26 +60,37 @@ def _unpacked(path: Path, data: bytes, base: str | Path | None, most: int, proce
 
 
 def _at_once(data: bytes, before: bytes | None, most: int, processes: int) -> bytes:
-    from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
 
-    processes = min(processes, os.cpu_count() or 1)  # more would wait for each other
-    pool = ProcessPoolExecutor(processes, get_context("spawn"))  # a fork may hold a lock of a runtime's threads
     try:
-        with _interrupts_ignored():
-            for _ in range(processes):
-                pool.submit(os.getpid)
+        pool = _started(min(processes, os.cpu_count() or 1))  # more would wait for each other
+    except (OSError, AssertionError):  # no more files or processes may be opened, or this one may have no children
+        return unpack(data, before, most, Decoder)
+    try:
         return unpack(data, before, most, Decoder, pool.map)
     except BrokenProcessPool:
         raise ArchiveError(
             "a process that decodes ended: there is too little memory, or the script that asks for several is no file, "
             'or has its calls not below `if __name__ == "__main__":`; one process needs none of that'
         ) from None
-    except (OSError, AssertionError):  # no more files or processes may be opened, or this one may have no children
-        return unpack(data, before, most, Decoder)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _started(processes: int) -> ProcessPoolExecutor:
+    """A pool whose processes run already."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    pool = ProcessPoolExecutor(processes, get_context("spawn"))  # a fork may hold a lock of a runtime's threads
+    try:
+        with _interrupts_ignored():
+            for _ in range(processes):
+                pool.submit(os.getpid)
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+    return pool
 
 
 @contextmanager

@@ -9,12 +9,7 @@ MANY = 1 << 18  # bytes, from which on they are counted in pairs
 
 def entropy_bits(integers: np.ndarray) -> float:
     """Of all integers together at their order-0 entropy: what a static code takes, without its table."""
-    if not integers.size:
-        return 0.0
-    if integers.dtype.itemsize == 1:
-        return entropy_of(occurrences(integers.ravel().view(np.uint8), 256))
-    whole = integers.astype(np.intp).ravel()
-    return entropy_of(np.bincount(whole - whole.min()))
+    return entropy_of(_counts(integers))
 
 
 def integer_bits(integers: np.ndarray) -> float:
@@ -23,12 +18,7 @@ def integer_bits(integers: np.ndarray) -> float:
     Of single integers it would tell next to nothing where they hardly repeat: any, however fine, would seem to take
     log2(N) bits, and a table of them is what a code would have to begin with. See `cells_of`.
     """
-    if not integers.size:
-        return 0.0
-    if integers.dtype.itemsize == 1:
-        return entropy_bits(integers)
-    whole = integers.astype(np.intp).ravel()
-    cells, doublings = cells_of(np.bincount(whole - whole.min()))
+    cells, doublings = cells_of(_counts(integers))
     return entropy_of(cells) + doublings * integers.size
 
 
@@ -37,9 +27,11 @@ def cells_of(counts: np.ndarray) -> tuple[np.ndarray, int]:
 
     Numbers of 8 bits are not put together: there are too few to make much of, and archives tell them apart.
     """
+    if len(counts) <= 256:
+        return counts, 0
     size, wider = int(counts.sum()), counts
     best, doublings, least = counts, 0, entropy_of(counts) + _table_bits(counts, size)
-    for more in range(1, len(counts).bit_length() if len(counts) > 256 else 1):
+    for more in range(1, len(counts).bit_length()):
         wider = np.pad(wider, (0, len(wider) % 2)).reshape(-1, 2).sum(axis=1)
         taken = entropy_of(wider) + more * size + _table_bits(wider, size)
         if taken < least:
@@ -52,6 +44,16 @@ def _table_bits(counts: np.ndarray, size: int) -> float:
     taken = np.count_nonzero(counts)
     which = entropy_of(np.array([taken, len(counts) - taken]))
     return float(which + taken * np.log2(max(size, 2)) / 2)
+
+
+def _counts(integers: np.ndarray) -> np.ndarray:
+    """How often each integer occurs; of those of 8 bits by their bytes."""
+    if not integers.size:
+        return np.zeros(0, np.intp)
+    if integers.dtype.itemsize == 1:
+        return occurrences(integers.ravel().view(np.uint8), 256)
+    whole = integers.astype(np.intp).ravel()
+    return np.bincount(whole - whole.min())
 
 
 def entropy_of(counts: np.ndarray) -> float:

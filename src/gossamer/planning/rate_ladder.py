@@ -64,11 +64,9 @@ def ladder(
     if not signal > 0 or not w_GOK.size:
         return whole, Option(Grid(2), 0.0, 0.0, signal, 1)  # whatever it is, no output hears of it
     worth = None if moments.rows_GO is not None else _worth(moments, taps_of(k_shape))
-    rungs = [on_rung(Grid(8), rung, w_GOK.size) for rung in range(len(RUNGS_DB))]
-    if worth is None:
-        fine = RUNGS_DB < FINEST_DB
-        rungs = [msgspec.structs.replace(one, bits=16) if f else one for one, f in zip(rungs, fine, strict=True)]
-    else:
+    plain = [Grid(16 if worth is None and decibels < FINEST_DB else 8) for decibels in RUNGS_DB]
+    rungs = [on_rung(one, rung, w_GOK.size) for rung, one in enumerate(plain)]
+    if worth is not None:
         pays = _saved_bits(worth, w_GOK.size) > 0
         rungs = [_granular(one, w_GOK, worth, pays, signal) for one in rungs]
     if solve is None:
